@@ -1,0 +1,1 @@
+"""Mathematics on arrays: the recurrences and attention cores. No Flax in here."""
