@@ -1,0 +1,12 @@
+"""Test-wide settings: eight CPU devices, and rank promotion is an error."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
