@@ -1,0 +1,7 @@
+"""Models: blocks, stacks of blocks, the language model and the classifier."""
+
+from seqmodels.models.block import BlockConfig
+from seqmodels.models.classifier import ClassifierConfig, SequenceClassifier
+from seqmodels.models.lm import LanguageModel, LMConfig
+
+__all__ = ["BlockConfig", "ClassifierConfig", "LMConfig", "LanguageModel", "SequenceClassifier"]

@@ -1,0 +1,69 @@
+"""The sequence classifier: tokens or continuous features in, one label per sequence out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from seqmodels.axes import Array
+from seqmodels.errors import UserError
+from seqmodels.layers.linear import Linear
+from seqmodels.models.lm import Backbone, BackboneConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig(BackboneConfig):
+    """A stack of blocks, pooled over the real tokens of a sequence."""
+
+    num_classes: int = 2
+    """Number of labels."""
+    vocab_size: int | None = None
+    """Rows of the embedding for token input; ``None`` means continuous input ``[B,T,features]``."""
+    pool: Literal["mean", "last"] = "mean"
+    """How positions become one vector: their mean, or the last real one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes < 1:
+            raise UserError(f"model.num_classes={self.num_classes} must be at least 1; set --model.num-classes")
+
+    def make(self) -> SequenceClassifier:
+        """The module; allocates nothing."""
+        return SequenceClassifier(self)
+
+
+class SequenceClassifier(nn.Module):
+    """``apply(params, inputs, segment_ids) -> (logits float32 [B,classes], aux)``; see `ClassifierConfig`."""
+
+    cfg: ClassifierConfig
+
+    @nn.compact
+    def __call__(self, inputs: Array, segment_ids: Array | None = None) -> tuple[Array, dict[str, Any]]:
+        """``inputs [B,T]`` int32 tokens or ``[B,T,features]``; ``segment_ids [B,T]``: 0 is padding, one sequence per row."""
+        cfg = self.cfg
+        if cfg.vocab_size is None:
+            x = Linear(cfg.dim, axes=(None, "embed"), use_bias=True, dtype=jnp.dtype(cfg.dtype), name="encoder")(inputs)
+        else:
+            table = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), ("vocab", "embed"))
+            embedding = self.param("embedding", table, (cfg.vocab_size, cfg.dim), jnp.float32)
+            x = jnp.take(embedding, inputs, axis=0).astype(cfg.dtype)
+        x, _, aux = Backbone(cfg, name="backbone")(x, None, segment_ids)
+        pooled = pool(x, segment_ids, cfg.pool)
+        logits = Linear(cfg.num_classes, axes=("embed", None), use_bias=True, name="classifier")(pooled)
+        return logits.astype(jnp.float32), aux
+
+
+def pool(x: Array, segment_ids: Array | None, how: str) -> Array:
+    """``x [B,T,D]`` -> ``[B,D]`` float32 over the positions that are not padding (zeros if all are)."""
+    x = x.astype(jnp.float32)
+    real = jnp.ones(x.shape[:2], bool) if segment_ids is None else segment_ids != 0
+    if how == "last":
+        time = jnp.arange(x.shape[1])
+        newest = jnp.max(jnp.where(real, time, -1), axis=1)
+        weight = (time == newest[:, None]).astype(jnp.float32)
+    else:
+        weight = real / jnp.maximum(real.sum(axis=1, keepdims=True), 1)
+    return jnp.einsum("bt,btd->bd", weight, x)

@@ -1,0 +1,162 @@
+"""The language model: embedding, a stack of blocks in any pattern, final norm, head."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from seqmodels.axes import Array
+from seqmodels.errors import UserError
+from seqmodels.layers.norm import RMSNorm
+from seqmodels.mixers.base import SharedParam
+from seqmodels.models.block import BlockConfig
+from seqmodels.models.stack import Stack, StackState
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """What every model built on a stack of blocks has."""
+
+    dim: int
+    """Model width D."""
+    depth: int
+    """Number of blocks; the pattern repeats until it is reached."""
+    pattern: tuple[BlockConfig, ...]
+    """Blocks of one period, from the bottom up."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters are float32."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass recomputes: nothing, whole blocks, or all but the outputs of weight matrices."""
+    scan: bool = True
+    """Compile one period and loop over it; ``False`` unrolls (faster steps on some machines, slower compilation)."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in the final norm."""
+    init_std: float = 0.02
+    """Standard deviation of the embedding and head at initialisation."""
+
+    def __post_init__(self) -> None:
+        for field in ("dim", "depth"):
+            if getattr(self, field) < 1:
+                raise UserError(f"model.{field}={getattr(self, field)} must be at least 1; set --model.{field}")
+        if not self.pattern:
+            raise UserError("model.pattern=() is empty; give at least one BlockConfig")
+
+    @property
+    def layers(self) -> tuple[BlockConfig, ...]:
+        """The block of every layer, from the bottom up."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.depth))
+
+    def shared_params(self) -> dict[str, SharedParam]:
+        """Parameters that mixers want owned by the model, by name."""
+        found: dict[str, SharedParam] = {}
+        for block in self.pattern:
+            found |= block.mixer.shared_params(self.dim, self.depth)
+        return found
+
+    def block_flops_per_token(self, length: int) -> float:
+        """Forward FLOPs per token of all blocks in a sequence of `length` tokens."""
+        return sum(block.flops_per_token(self.dim, length) for block in self.layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class LMConfig(BackboneConfig):
+    """A decoder-only language model."""
+
+    vocab_size: int = 264
+    """Rows of the embedding; at least the tokenizer's size (264 holds bytes and specials and divides by 8)."""
+    tie_embeddings: bool = True
+    """Use the embedding as the output head."""
+    softcap: float | None = None
+    """Logits become ``softcap * tanh(logits / softcap)``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vocab_size < 1:
+            raise UserError(f"model.vocab_size={self.vocab_size} must be at least 1; set --model.vocab-size")
+        if self.softcap is not None and self.softcap <= 0:
+            raise UserError(f"model.softcap={self.softcap} must be positive or None; set --model.softcap")
+
+    def make(self) -> LanguageModel:
+        """The module; allocates nothing."""
+        return LanguageModel(self)
+
+    def flops_per_token(self, length: int) -> float:
+        """Forward FLOPs per token (a multiply-add counts two), head included; training costs about three times this."""
+        return self.block_flops_per_token(length) + 2.0 * self.dim * self.vocab_size
+
+
+class Backbone(nn.Module):
+    """Stack and final norm, with the model-level parameters that mixers asked for."""
+
+    cfg: BackboneConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Array, state: StackState | None = None, segment_ids: Array | None = None
+    ) -> tuple[Array, StackState | None, dict[str, Array]]:
+        """``x [B,T,D]`` -> ``(normed hidden [B,T,D], state, aux)``."""
+        shared = {
+            name: self.param(name, nn.with_logical_partitioning(spec.init, spec.axes), spec.shape, jnp.float32)
+            for name, spec in self.cfg.shared_params().items()
+        }
+        x, state, aux = make_stack(self.cfg, name="stack")(x, state, segment_ids, shared)
+        return RMSNorm(eps=self.cfg.norm_eps, dtype=jnp.dtype(self.cfg.dtype), name="final_norm")(x), state, aux
+
+
+def make_stack(cfg: BackboneConfig, **kwargs: Any) -> Stack:
+    """The stack of blocks that `cfg` describes."""
+    return Stack(cfg.pattern, cfg.dim, cfg.depth, cfg.remat, cfg.scan, jnp.dtype(cfg.dtype), **kwargs)
+
+
+class LanguageModel(nn.Module):
+    """Next-token model; see `LMConfig`.
+
+    ``apply(params, tokens, state, segment_ids) -> (logits float32 [B,T,vocab], state, aux)``. With ``state=None`` (training)
+    no state is built and ``None`` comes back; to decode, start from `init_state`.
+    """
+
+    cfg: LMConfig
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        table = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), ("vocab", "embed"))
+        self.embedding = self.param("embedding", table, (cfg.vocab_size, cfg.dim), jnp.float32)
+        if not cfg.tie_embeddings:
+            self.lm_head = self.param("lm_head", table, (cfg.vocab_size, cfg.dim), jnp.float32)
+        self.backbone = Backbone(cfg)
+
+    def hidden(
+        self, tokens: Array, state: StackState | None = None, segment_ids: Array | None = None
+    ) -> tuple[Array, StackState | None, dict[str, Array]]:
+        """Normed hidden states before the head: ``tokens [B,T]`` int32 -> ``([B,T,D], state, aux)``."""
+        x = jnp.take(self.embedding, tokens, axis=0).astype(self.cfg.dtype)
+        x = nn.with_logical_constraint(x, ("batch", "length", None))
+        return self.backbone(x, state, segment_ids)
+
+    def __call__(
+        self, tokens: Array, state: StackState | None = None, segment_ids: Array | None = None
+    ) -> tuple[Array, StackState | None, dict[str, Array]]:
+        """Logits in float32: ``tokens [B,T]`` int32 -> ``([B,T,vocab], state, aux)``."""
+        x, state, aux = self.hidden(tokens, state, segment_ids)
+        head = self.embedding if self.cfg.tie_embeddings else self.lm_head
+        logits = jnp.einsum("btd,vd->btv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+        if self.cfg.softcap is not None:
+            logits = self.cfg.softcap * jnp.tanh(logits / self.cfg.softcap)
+        return logits, state, aux
+
+    def head(self, params: dict[str, Any]) -> Array:
+        """The output matrix ``[vocab,D]`` inside `params`, for `seqmodels.ops.linear_cross_entropy`."""
+        return nn.meta.unbox(params["params"]["embedding" if self.cfg.tie_embeddings else "lm_head"])
+
+    def init_state(self, batch: int, max_length: int | None = None) -> StackState:
+        """Zero state for `batch` sequences of at most `max_length` tokens (attention caches need the bound)."""
+        return make_stack(self.cfg, parent=None).init_state(batch, max_length)
+
+    def state_bytes(self, max_length: int | None = None) -> int:
+        """Bytes of state per sequence."""
+        leaves = jax.tree.leaves(jax.eval_shape(lambda: self.init_state(1, max_length)))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
