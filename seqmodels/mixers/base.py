@@ -51,7 +51,9 @@ class Cursor(NamedTuple):
         count = jnp.cumsum(real.astype(jnp.int32), axis=1)  # real tokens up to and including here
         begun = jax.lax.cummax(jnp.where(segments.starts(segment_ids), count - 1, 0), axis=1)
         document = segments.document_index(segment_ids)
-        seen = jnp.where(document == 0, held[:, None] + count, count - begun)  # of the current document, this one included
+        seen = jnp.where(
+            document == 0, held[:, None] + count, count - begun
+        )  # of the current document, this one included
         positions = jnp.where(real, seen - 1, 0)
         newest = segments.last_real(segment_ids)[:, -1]
         after = Cursor(seen[:, -1], jnp.where(newest == 0, self.segment, newest))
@@ -122,7 +124,11 @@ class Mixer(nn.Module):
     param_dtype: Any = jnp.float32
 
     def __call__(
-        self, x: Array, state: Any = None, segment_ids: Array | None = None, context: Context = Context()  # noqa: B008
+        self,
+        x: Array,
+        state: Any = None,
+        segment_ids: Array | None = None,
+        context: Context = Context(),  # noqa: B008
     ) -> tuple[Array, Any, dict[str, Any]]:
         """Mix ``x [B,T,D]`` along time: ``(y [B,T,D], state, aux)``."""
         raise NotImplementedError

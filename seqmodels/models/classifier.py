@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from seqmodels.axes import Array
 from seqmodels.errors import UserError
 from seqmodels.layers.linear import Linear
+from seqmodels.layers.param import param
 from seqmodels.models.lm import Backbone, BackboneConfig
 
 
@@ -47,8 +48,8 @@ class SequenceClassifier(nn.Module):
         if cfg.vocab_size is None:
             x = Linear(cfg.dim, axes=(None, "embed"), use_bias=True, dtype=jnp.dtype(cfg.dtype), name="encoder")(inputs)
         else:
-            table = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), ("vocab", "embed"))
-            embedding = self.param("embedding", table, (cfg.vocab_size, cfg.dim), jnp.float32)
+            init = nn.initializers.normal(cfg.init_std)
+            embedding = param(self, "embedding", init, (cfg.vocab_size, cfg.dim), ("vocab", "embed"))
             x = jnp.take(embedding, inputs, axis=0).astype(cfg.dtype)
         x, _, aux = Backbone(cfg, name="backbone")(x, None, segment_ids)
         pooled = pool(x, segment_ids, cfg.pool)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from seqmodels.axes import Array
 from seqmodels.errors import UserError
 from seqmodels.layers.norm import RMSNorm
+from seqmodels.layers.param import param
 from seqmodels.mixers.base import SharedParam
 from seqmodels.models.block import BlockConfig
 from seqmodels.models.stack import Stack, StackState
@@ -100,8 +101,7 @@ class Backbone(nn.Module):
     ) -> tuple[Array, StackState | None, dict[str, Array]]:
         """``x [B,T,D]`` -> ``(normed hidden [B,T,D], state, aux)``."""
         shared = {
-            name: self.param(name, nn.with_logical_partitioning(spec.init, spec.axes), spec.shape, jnp.float32)
-            for name, spec in self.cfg.shared_params().items()
+            name: param(self, name, spec.init, spec.shape, spec.axes) for name, spec in self.cfg.shared_params().items()
         }
         x, state, aux = make_stack(self.cfg, name="stack")(x, state, segment_ids, shared)
         return RMSNorm(eps=self.cfg.norm_eps, dtype=jnp.dtype(self.cfg.dtype), name="final_norm")(x), state, aux
@@ -123,10 +123,10 @@ class LanguageModel(nn.Module):
 
     def setup(self) -> None:
         cfg = self.cfg
-        table = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), ("vocab", "embed"))
-        self.embedding = self.param("embedding", table, (cfg.vocab_size, cfg.dim), jnp.float32)
+        init, shape, axes = nn.initializers.normal(cfg.init_std), (cfg.vocab_size, cfg.dim), ("vocab", "embed")
+        self.embedding = param(self, "embedding", init, shape, axes)
         if not cfg.tie_embeddings:
-            self.lm_head = self.param("lm_head", table, (cfg.vocab_size, cfg.dim), jnp.float32)
+            self.lm_head = param(self, "lm_head", init, shape, axes)
         self.backbone = Backbone(cfg)
 
     def hidden(

@@ -5,7 +5,7 @@ Compile time therefore does not grow with depth. Parameters of scanned blocks ca
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -117,7 +117,7 @@ class Stack(nn.Module):
             Period,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast),
+            in_axes=cast(Any, (0, 0, nn.broadcast)),  # flax annotates an int, and documents a tree
             out_axes=0,
             length=count,
             unroll=1 if self.scan else count,

@@ -95,6 +95,6 @@ def _first(op: str, names, implementations, args, kwargs) -> str:
     raise ValueError(f"{op}: no implementation serves this call: {'; '.join(refusals)}")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _log_once(op: str, default: str, special: tuple[str, ...]) -> None:
     logger.info("%s: impl=auto chose %s%s", op, default, f" ({', '.join(special)})" if special else "")
