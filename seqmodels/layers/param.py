@@ -19,5 +19,5 @@ def param(
     axes: tuple[str | None, ...],
     dtype: Any = jnp.float32,
 ) -> Array:
-    """Declare parameter `name` of `module`, whose dimensions have the logical names `axes` (``None``: never sharded)."""
+    """Declare parameter `name` of `module`; its dimensions have the logical names `axes` (``None``: never sharded)."""
     return cast(Array, module.param(name, nn.with_logical_partitioning(init, axes), shape, dtype))

@@ -20,7 +20,7 @@ class BlockConfig:
 
     mixer: MixerConfig
     """Mixes along time."""
-    mlp: MLPConfig | None = MLPConfig()
+    mlp: MLPConfig | None = dataclasses.field(default_factory=MLPConfig)
     """Mixes features; ``None`` leaves it out (Mamba)."""
     norm_eps: float = 1e-6
     """Added to the mean square in both norms."""
@@ -57,7 +57,7 @@ class Block(nn.Module):
     ) -> tuple[Array, Any, dict[str, Array], dict[str, Array]]:
         """``x [B,T,D]`` -> ``(x, state, aux, shared)``; a state of ``None`` comes back as ``None``."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"eps": self.cfg.norm_eps, **types}
+        norm = {"eps": self.cfg.norm_eps, "param_dtype": self.param_dtype}
         mixer = self.cfg.make_mixer(self.dim, name="mixer", **types)
         y, new_state, aux = mixer(
             RMSNorm(name="mixer_norm", **norm)(x), state, segment_ids, Context(layer, self.depth, shared)

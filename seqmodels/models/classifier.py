@@ -43,7 +43,7 @@ class SequenceClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, segment_ids: Array | None = None) -> tuple[Array, dict[str, Any]]:
-        """``inputs [B,T]`` int32 tokens or ``[B,T,features]``; ``segment_ids [B,T]``: 0 is padding, one sequence per row."""
+        """``inputs [B,T]`` int32 tokens or ``[B,T,features]``; ``segment_ids [B,T]``: 0 is padding."""
         cfg = self.cfg
         if cfg.vocab_size is None:
             x = Linear(cfg.dim, axes=(None, "embed"), use_bias=True, dtype=jnp.dtype(cfg.dtype), name="encoder")(inputs)

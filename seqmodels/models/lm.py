@@ -104,7 +104,7 @@ class Backbone(nn.Module):
             name: param(self, name, spec.init, spec.shape, spec.axes) for name, spec in self.cfg.shared_params().items()
         }
         x, state, aux = make_stack(self.cfg, name="stack")(x, state, segment_ids, shared)
-        return RMSNorm(eps=self.cfg.norm_eps, dtype=jnp.dtype(self.cfg.dtype), name="final_norm")(x), state, aux
+        return RMSNorm(eps=self.cfg.norm_eps, name="final_norm")(x), state, aux
 
 
 def make_stack(cfg: BackboneConfig, **kwargs: Any) -> Stack:
@@ -115,8 +115,8 @@ def make_stack(cfg: BackboneConfig, **kwargs: Any) -> Stack:
 class LanguageModel(nn.Module):
     """Next-token model; see `LMConfig`.
 
-    ``apply(params, tokens, state, segment_ids) -> (logits float32 [B,T,vocab], state, aux)``. With ``state=None`` (training)
-    no state is built and ``None`` comes back; to decode, start from `init_state`.
+    ``apply(params, tokens, state, segment_ids) -> (logits float32 [B,T,vocab], state, aux)``. With ``state=None``
+    (training) no state is built and ``None`` comes back; to decode, start from `init_state`.
     """
 
     cfg: LMConfig

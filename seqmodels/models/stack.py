@@ -21,7 +21,7 @@ REMAT_POLICIES = {
 
 
 class StackState(NamedTuple):
-    """States of all blocks: `periods[i]` belongs to pattern position i, stacked over periods; `tail` to the remainder."""
+    """States of all blocks: `periods[i]` is for pattern position i, stacked over periods; `tail` the rest."""
 
     periods: tuple[Any, ...]
     tail: tuple[Any, ...]
