@@ -1,0 +1,34 @@
+"""The definition of `linear_cross_entropy`: all logits at once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from seqmodels.axes import Array, accumulate_dtype
+
+
+def run(
+    hidden: Array,
+    embedding: Array,
+    bias: Array | None,
+    targets: Array,
+    *,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    chunk_size: int | None = None,
+) -> Array:
+    """Loss of every token ``[N]``, from ``hidden [N,D]``, ``embedding [vocab,D]``, ``bias [vocab]``, ``targets [N]``.
+
+    Targets outside the vocabulary give a number without meaning, which the caller replaces. No chunks here.
+    """
+    dtype = accumulate_dtype(hidden, embedding)
+    logits = jnp.einsum("nd,vd->nv", hidden, embedding, preferred_element_type=dtype)
+    if bias is not None:
+        logits = logits + bias[None].astype(dtype)
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    hit = jnp.sum(jnp.where(targets[:, None] == jnp.arange(embedding.shape[0])[None], logits, 0), axis=-1)
+    return lse - (1 - label_smoothing) * hit - label_smoothing * jnp.mean(logits, axis=-1) + z_loss * lse**2
