@@ -11,19 +11,16 @@ from typing import Any, Literal
 from seqmodels.data.base import Dataset
 from seqmodels.errors import UserError
 from seqmodels.models.lm import LMConfig
+from seqmodels.sharding import MeshConfig
 
-MESH_AXES = ("data", "fsdp", "tensor", "sequence", "expert")
-
-DEFAULT_RULES = (
-    ("batch", "data,fsdp"),
-    ("length", "sequence"),
-    ("embed", "fsdp"),
-    ("heads", "tensor"),
-    ("mlp", "tensor"),
-    ("vocab", "tensor"),
-    ("expert", "expert"),
-    ("layers", ""),
-)
+__all__ = [
+    "CheckpointConfig",
+    "Experiment",
+    "LogConfig",
+    "MeshConfig",
+    "OptimConfig",
+    "TrainConfig",
+]
 
 
 def _require(ok: bool, field: str, value: object, expected: str) -> None:
@@ -51,9 +48,11 @@ class OptimConfig:
     weight_decay: float = 0.1
     """Decoupled weight decay, multiplied by the learning rate; applied to matrices, not to norms, biases or decays."""
     b1: float = 0.9
-    """Decay of the first moment (Muon: of its momentum)."""
+    """Decay of the first moment (Lion: weight of the momentum in the update; Adafactor has none)."""
+    momentum: float = 0.95
+    """Of Muon's matrices."""
     b2: float = 0.95
-    """Decay of the second moment (Lion: of its momentum; Adafactor: bound of its decay schedule's exponent)."""
+    """Decay of the second moment (Lion: of its momentum)."""
     eps: float = 1e-8
     """Added to the denominator of the update."""
     clip_norm: float = 1.0
@@ -65,7 +64,7 @@ class OptimConfig:
         for field in ("final_fraction", "decay_fraction"):
             value = getattr(self, field)
             _require(0 <= value <= 1, f"optim.{field}", value, "between 0 and 1")
-        for field in ("b1", "b2"):
+        for field in ("b1", "b2", "momentum"):
             _require(0 <= getattr(self, field) < 1, f"optim.{field}", getattr(self, field), "at least 0 and below 1")
         for field in ("weight_decay", "clip_norm"):
             _require(getattr(self, field) >= 0, f"optim.{field}", getattr(self, field), "at least 0")
@@ -88,6 +87,8 @@ class TrainConfig:
     """Share of the target's probability spread evenly over the vocabulary."""
     z_loss: float = 0.0
     """Weight of the squared log-partition function, which keeps logits small."""
+    accuracy: bool = False
+    """Report next-token accuracy while training too; costs one more pass through the head."""
     eval_every: int = 0
     """Steps between evaluations on held-out data; 0 evaluates at the end only, -1 never."""
     eval_batches: int = 16
@@ -114,46 +115,6 @@ class TrainConfig:
                 f"train.batch_size={self.batch_size} must be a multiple of train.accumulate={self.accumulate}; "
                 "set --train.batch-size or --train.accumulate"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """How devices are laid out, and which array dimensions are split over them."""
-
-    data: int = -1
-    """Devices along the batch with whole copies of the parameters; -1 takes all that remain."""
-    fsdp: int = 1
-    """Devices along the batch that share the parameters between them."""
-    tensor: int = 1
-    """Devices that share heads, MLP features and vocabulary."""
-    sequence: int = 1
-    """Devices along time."""
-    expert: int = 1
-    """Devices that share experts."""
-    rules: tuple[tuple[str, str], ...] = DEFAULT_RULES
-    """Logical axis name, then the mesh axes that split it (joined by commas; empty: never split)."""
-    distributed: bool = False
-    """Join other processes through jax.distributed: found from the cluster, or from JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
-
-    def __post_init__(self) -> None:
-        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
-        for axis, size in sizes.items():
-            _require(size >= 1 or size == -1, f"mesh.{axis}", size, "at least 1, or -1 for all remaining devices")
-        if sum(size == -1 for size in sizes.values()) > 1:
-            wild = [f"mesh.{axis}" for axis, size in sizes.items() if size == -1]
-            raise UserError(
-                f"{' and '.join(wild)} are both -1, but only one can take the remaining devices; set the others"
-            )
-        for rule in self.rules:
-            unknown = [axis for axis in split_axes(rule[1]) if axis not in MESH_AXES]
-            if unknown:
-                raise UserError(f"mesh.rules {rule!r} names unknown mesh axes {unknown}; use {', '.join(MESH_AXES)}")
-
-
-def split_axes(joined: str) -> tuple[str, ...]:
-    """``"data,fsdp"`` -> ``("data", "fsdp")``."""
-    return tuple(axis.strip() for axis in joined.split(",") if axis.strip())
 
 
 @dataclasses.dataclass(frozen=True)
