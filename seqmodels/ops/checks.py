@@ -1,0 +1,68 @@
+"""Validation of op arguments: every message is one line that names the argument, its value and what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+
+def match(name: str, array: Any, axes: str, sizes: dict[str, int]) -> None:
+    """Check the shape of `array` against axis letters, and bind the letters that are new.
+
+    ``match("v", v, "B T H V", sizes)`` requires rank 4 and the sizes already in `sizes`, and adds the missing ones. An
+    axis may be a number. So the order of calls decides which argument is taken at its word.
+
+    Raises:
+      ValueError: wrong rank or size.
+    """
+    letters = axes.split()
+    shape = tuple(jnp.shape(array))
+    if len(shape) == len(letters):
+        fresh = {letter: n for letter, n in zip(letters, shape) if not letter.isdigit() and letter not in sizes}
+        known = {**sizes, **fresh}
+        if shape == tuple(int(letter) if letter.isdigit() else known[letter] for letter in letters):
+            sizes.update(fresh)
+            return
+    known_sizes = ", ".join(f"{letter}={sizes[letter]}" for letter in letters if letter in sizes)
+    wanted = f"[{','.join(letters)}]" + (f" with {known_sizes}" if known_sizes else "")
+    raise ValueError(f"{name} has shape {shape}, expected {wanted}; reshape it or fix the argument it disagrees with")
+
+
+def floating(**arrays: Any) -> None:
+    """Every array that is not ``None`` has a floating-point dtype."""
+    for name, array in arrays.items():
+        if array is not None and not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+            raise ValueError(f"{name} has dtype {jnp.result_type(array)}, expected floating point; cast with .astype")
+
+
+def segment_ids(ids: Any, num_segments: int | None, sizes: dict[str, int]) -> None:
+    """``segment_ids [B,T]`` are integers, and `num_segments` comes with them and is a positive int."""
+    if ids is not None:
+        match("segment_ids", ids, "B T", sizes)
+        if not jnp.issubdtype(jnp.result_type(ids), jnp.integer):
+            raise ValueError(f"segment_ids has dtype {jnp.result_type(ids)}, expected int32; cast with .astype")
+    if num_segments is not None:
+        if ids is None:
+            raise ValueError(f"num_segments={num_segments} without segment_ids, expected both; pass segment_ids [B,T]")
+        positive("num_segments", num_segments)
+
+
+def state_axes(axes: str, num_segments: int | None, sizes: dict[str, int]) -> str:
+    """Axes of a state: ``"B H K V"`` becomes ``"B S H K V"`` when segments own their states."""
+    if num_segments is None:
+        return axes
+    sizes["S"] = num_segments
+    return axes.replace("B", "B S", 1)
+
+
+def positive(name: str, value: Any) -> None:
+    """`value` is ``None`` or a positive Python int."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"{name}={value!r} is not a positive int, expected 1 or more; leave it out for the default")
+
+
+def multiple(name: str, value: int, of: str, divisor: int) -> None:
+    """`divisor` divides `value`: grouped heads."""
+    if divisor == 0 or value % divisor:
+        raise ValueError(f"{name}={value} is not a multiple of {of}={divisor}; choose head counts that divide")
