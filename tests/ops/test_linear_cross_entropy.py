@@ -217,5 +217,5 @@ def test_bad_input(word):
 def test_default_blocks_cover_known_vocabularies(vocab):
     lanes, blocks, rows = chunked._cut_vocabulary(vocab, None)
     assert lanes * rows <= chunked.ROWS
-    assert (lanes * blocks * rows == vocab) == (vocab % 2 == 0)  # only the odd one needs padding
+    assert 0 <= lanes * blocks * rows - vocab < 0.005 * vocab
     assert blocks * rows <= vocab, "a block holds padding alone"

@@ -124,8 +124,8 @@ def _backward(plan: Plan, residuals, cotangent: Array):
         part = _part(plan, table, block)
 
         def token(sums, x):
-            (h, *token_values), d_h = x
-            g = _logit_gradient(plan, _logits(plan, h, part, vocab), *token_values, part, vocab)
+            (h, target, norm, weight), d_h = x
+            g = _logit_gradient(plan, _logits(plan, h, part, vocab), target, norm, weight, part, vocab)
             d_h_here, d_rows, d_bias = _products(g, h, part)
             return (sums[0] + d_rows, None if d_bias is None else sums[1] + d_bias), d_h + d_h_here
 
