@@ -1,3 +1,8 @@
 """Mathematics on arrays: the recurrences and attention cores. No Flax in here."""
 
+from seqmodels.ops.attention import attention as attention
 from seqmodels.ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
+from seqmodels.ops.linear_scan import linear_scan as linear_scan
+from seqmodels.ops.rotary import rotary as rotary
+from seqmodels.ops.scan import scan_tokens as scan_tokens
+from seqmodels.ops.short_conv import short_conv as short_conv

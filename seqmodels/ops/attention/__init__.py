@@ -1,0 +1,144 @@
+"""Softmax attention: causal, sliding-window or bidirectional, grouped heads, packed documents, caches."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from seqmodels.axes import Array
+from seqmodels.ops import segments
+from seqmodels.ops.attention import reference
+from seqmodels.ops.attention.mask import Tokens
+from seqmodels.ops.dispatch import Implementation, dispatch
+
+IMPLEMENTATIONS = {"reference": Implementation(reference.run)}
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    scale: float | None = None,
+    sink: Array | None = None,
+    segment_ids: Array | None = None,
+    kv_segment_ids: Array | None = None,
+    positions: Array | None = None,
+    kv_positions: Array | None = None,
+    impl: str = "auto",
+    chunk_size: int | None = None,
+) -> Array:
+    """``out_t = sum_s softmax_s(scale * q_t . k_s) v_s`` over the keys that a query sees.
+
+    A query at position ``p`` sees the keys at ``p' >= 0`` with ``p' <= p`` (`causal`) and ``p - p' < window`` (without
+    `causal`: ``|p - p'| < window``) of its own document. A query that sees no key, padding included, gets exactly 0.
+    Softmax is in float32 (float64 for float64 inputs). Vaswani et al. 2017, arXiv:1706.03762; the blockwise form with
+    recomputation in the backward pass is Dao et al. 2022, arXiv:2205.14135.
+
+    Args:
+      q: ``[B,T,H,K]``.
+      k: ``[B,S,Hk,K]`` with ``H % Hk == 0``; query head ``h`` uses head ``h // (H // Hk)``.
+      v: ``[B,S,Hk,V]``.
+      causal: hide later keys.
+      window: number of keys that a query sees at most, itself included; ``None`` for all.
+      scale: default ``K**-0.5``.
+      sink: ``[H]``, a logit without value that joins every softmax of its head.
+      segment_ids: ``[B,T]`` int32. 0 is padding, which is skipped as if it were not there. Alone it needs ``S == T``
+        and every change of id starts a new document.
+      kv_segment_ids: ``[B,S]`` int32, ids of the keys. A query sees keys of its own non-zero id. Needs `segment_ids`.
+      positions: ``[B,T]`` or ``[T]`` int32, default: the index among the real tokens.
+      kv_positions: ``[B,S]`` or ``[S]`` int32, default `positions`. Negative marks an empty slot of a cache; slots may
+        stand in any order.
+      impl: an implementation's name, or ``"auto"``.
+      chunk_size: queries and keys per block of the chunked form; ``None`` chooses.
+
+    Returns:
+      ``[B,T,H,V]`` in the dtype of `q`.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or the order of queries and keys is not known (``S != T`` or
+        `kv_segment_ids` without positions).
+    """
+    _check(q, k, v, sink, window)
+    queries, keys = _tokens(q, k, causal or window is not None, segment_ids, kv_segment_ids, positions, kv_positions)
+    return dispatch(
+        "attention",
+        impl,
+        IMPLEMENTATIONS,
+        q,
+        k,
+        v,
+        sink,
+        queries,
+        keys,
+        causal=causal,
+        window=window,
+        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
+        chunk_size=chunk_size,
+    )
+
+
+def _check(q: Array, k: Array, v: Array, sink: Array | None, window: int | None) -> None:
+    if q.ndim != 4:
+        raise ValueError(f"attention: q has shape {q.shape}, expected [B,T,H,K]")
+    batch, _, heads, size = q.shape
+    if k.ndim != 4 or k.shape[0] != batch or k.shape[3] != size:
+        raise ValueError(f"attention: k has shape {k.shape}, expected [{batch},S,Hk,{size}] to fit q {q.shape}")
+    if v.ndim != 4 or v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"attention: v has shape {v.shape}, expected [{batch},{k.shape[1]},{k.shape[2]},V] to fit k")
+    if k.shape[2] == 0 or heads % k.shape[2]:
+        raise ValueError(f"attention: k has {k.shape[2]} heads, expected a divisor of the {heads} heads of q")
+    if sink is not None and sink.shape != (heads,):
+        raise ValueError(f"attention: sink has shape {sink.shape}, expected ({heads},), one logit per head of q")
+    if window is not None and window < 1:
+        raise ValueError(f"attention: window={window}, expected at least 1 (the query itself), or None for no window")
+
+
+def _tokens(
+    q: Array,
+    k: Array,
+    ordered: bool,
+    segment_ids: Array | None,
+    kv_segment_ids: Array | None,
+    positions: Array | None,
+    kv_positions: Array | None,
+) -> tuple[Tokens, Tokens]:
+    """Identities and positions of queries and keys, checked."""
+    batch, length, other = q.shape[0], q.shape[1], k.shape[1]
+    for name, ids, size in (("segment_ids", segment_ids, length), ("kv_segment_ids", kv_segment_ids, other)):
+        _check_integers(name, ids, ((batch, size),))
+    for name, at, size in (("positions", positions, length), ("kv_positions", kv_positions, other)):
+        _check_integers(name, at, ((batch, size), (size,), (1, size)))
+    if segment_ids is None and kv_segment_ids is not None:
+        raise ValueError("attention: kv_segment_ids without segment_ids; pass the ids of the queries too")
+    if positions is None and kv_positions is not None:
+        raise ValueError("attention: kv_positions without positions; pass the positions of the queries too")
+    if kv_segment_ids is None and segment_ids is not None:
+        _same_length("kv_segment_ids", length, other)
+        segment_ids = jnp.where(segment_ids == 0, 0, segments.document_index(segment_ids) + 1)
+        kv_segment_ids = segment_ids
+    elif kv_segment_ids is not None and positions is None and ordered:
+        raise ValueError("attention: kv_segment_ids without positions; pass positions and kv_positions too")
+    if kv_positions is None and positions is not None:
+        _same_length("kv_positions", length, other)
+        kv_positions = positions
+    if positions is None and ordered:
+        _same_length("positions and kv_positions", length, other)
+    row = lambda at: at[None] if at is not None and at.ndim == 1 else at  # noqa: E731
+    return Tokens(segment_ids, row(positions)), Tokens(kv_segment_ids, row(kv_positions))
+
+
+def _check_integers(name: str, array: Array | None, shapes: tuple[tuple[int, ...], ...]) -> None:
+    if array is None:
+        return
+    if array.shape not in shapes:
+        expected = " or ".join(str(shape) for shape in shapes)
+        raise ValueError(f"attention: {name} has shape {array.shape}, expected {expected}")
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"attention: {name} has dtype {array.dtype}, expected int32; cast it with .astype")
+
+
+def _same_length(name: str, queries: int, keys: int) -> None:
+    if queries != keys:
+        raise ValueError(f"attention: {queries} queries against {keys} keys need {name}; pass them, or equal lengths")

@@ -1,0 +1,78 @@
+"""Elementwise linear recurrence."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from seqmodels.axes import Array, accumulate_dtype
+from seqmodels.ops.dispatch import Implementation, dispatch
+from seqmodels.ops.linear_scan import reference
+
+IMPLEMENTATIONS = {"reference": Implementation(reference.run)}
+
+
+def linear_scan(
+    a: Array,
+    b: Array,
+    *,
+    state: Array | None = None,
+    segment_ids: Array | None = None,
+    num_segments: int | None = None,
+    impl: str = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Array, Array]:
+    """``h_t = a_t * h_{t-1} + b_t``, elementwise, real or complex.
+
+    HGRN (arXiv:2311.04823), RG-LRU (arXiv:2402.19427), S5 (arXiv:2208.04933) and the recurrent mode of S4D
+    (arXiv:2206.11893) are this. Any value of `a` is served: exact zeros, ones, the complex unit circle.
+
+    Args:
+      a: broadcastable to the shape of `b` by NumPy's rules: ``[B,T,...]``, or ``[...]`` when constant in time.
+      b: ``[B,T,...]``.
+      state: ``[B,...]``, ``[B,S,...]`` with `num_segments`; ``None`` means zeros.
+      segment_ids: ``[B,T]`` int32, 0 is padding; see ``docs/design.md``.
+      num_segments: ``S``; every segment continues from, and returns, its own state.
+      impl: an implementation's name, or ``"auto"``.
+      chunk_size: tokens per block of the chunked form; ``None`` chooses.
+
+    Returns:
+      ``h [B,T,...]`` in the dtype of `b` (complex when `a` is), zero at padding, and the state after the last token
+      in float32 or complex64 (float64, complex128 for inputs of such precision).
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    _check(a, b, state, segment_ids, num_segments)
+    dtype = accumulate_dtype(a, b)
+    out_dtype = dtype if jnp.iscomplexobj(a) else b.dtype
+    batch, trailing = b.shape[0], b.shape[2:]
+    shape = (batch, *trailing) if num_segments is None else (batch, num_segments, *trailing)
+    state = jnp.zeros(shape, dtype) if state is None else state.astype(dtype)
+    a = jnp.broadcast_to(a.astype(dtype), b.shape)
+    h, state = dispatch(
+        "linear_scan",
+        impl,
+        IMPLEMENTATIONS,
+        a,
+        b.astype(dtype),
+        state,
+        segment_ids,
+        num_segments=num_segments,
+        chunk_size=chunk_size,
+    )
+    return h.astype(out_dtype), state
+
+
+def _check(a: Array, b: Array, state: Array | None, segment_ids: Array | None, num_segments: int | None) -> None:
+    if b.ndim < 2:
+        raise ValueError(f"linear_scan: b has shape {b.shape}, expected [B,T,...]")
+    trailing = a.shape[-b.ndim :] if a.ndim <= b.ndim else None
+    fits = trailing is not None and all(x in (1, y) for x, y in zip(trailing[::-1], b.shape[::-1]))
+    if not fits:
+        raise ValueError(f"linear_scan: a has shape {a.shape}, expected one that broadcasts to b {b.shape}")
+    for name, array in (("a", a), ("b", b)):
+        if not jnp.issubdtype(array.dtype, jnp.inexact):
+            raise ValueError(f"linear_scan: {name} has dtype {array.dtype}, expected a float or complex; cast it")
+    if state is not None and jnp.iscomplexobj(state) and not (jnp.iscomplexobj(a) or jnp.iscomplexobj(b)):
+        raise ValueError(f"linear_scan: state has dtype {state.dtype} but a and b are real; pass a real state")

@@ -1,0 +1,83 @@
+"""Short causal depthwise convolution with carried state."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from seqmodels.axes import Array, accumulate_dtype
+from seqmodels.ops.dispatch import Implementation, dispatch
+from seqmodels.ops.short_conv import reference
+
+IMPLEMENTATIONS = {"reference": Implementation(reference.run)}
+
+
+def short_conv(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    activation: str | None = None,
+    state: Array | None = None,
+    segment_ids: Array | None = None,
+    num_segments: int | None = None,
+    impl: str = "auto",
+) -> tuple[Array, Array]:
+    """``y_t = act(bias + sum_j weight[j] * x_{t-W+1+j})``, every channel by itself.
+
+    The last row of `weight` multiplies the current token. Inputs before a document are zeros. Padding is skipped as if it were not there.
+
+    Args:
+      x: ``[B,T,D]``.
+      weight: ``[W,D]``.
+      bias: ``[D]`` or ``None``.
+      activation: ``None`` or ``"silu"``.
+      state: ``[B,W-1,D]``, the last ``W-1`` real inputs, oldest first; ``[B,S,W-1,D]`` with `num_segments`. ``None``
+        means zeros.
+      segment_ids: ``[B,T]`` int32, 0 is padding; see ``docs/design.md``.
+      num_segments: ``S``; every segment continues from, and returns, its own state.
+      impl: an implementation's name, or ``"auto"``.
+
+    Returns:
+      ``y [B,T,D]`` in the dtype of `x`, zero at padding, and the state in float32 (float64 for float64 inputs).
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or `activation` is unknown.
+    """
+    _check(x, weight, bias, activation, state, segment_ids, num_segments)
+    dtype = accumulate_dtype(x, weight)
+    batch, _, channels = x.shape
+    lead = (batch,) if num_segments is None else (batch, num_segments)
+    state = jnp.zeros((*lead, weight.shape[0] - 1, channels), dtype) if state is None else state.astype(dtype)
+    y, state = dispatch(
+        "short_conv",
+        impl,
+        IMPLEMENTATIONS,
+        x.astype(dtype),
+        weight.astype(dtype),
+        None if bias is None else bias.astype(dtype),
+        state,
+        segment_ids,
+        activation=activation,
+        num_segments=num_segments,
+    )
+    return y.astype(x.dtype), state
+
+
+def _check(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    activation: str | None,
+    state: Array | None,
+    segment_ids: Array | None,
+    num_segments: int | None,
+) -> None:
+    if x.ndim != 3:
+        raise ValueError(f"short_conv: x has shape {x.shape}, expected [B,T,D]")
+    channels = x.shape[2]
+    if weight.ndim != 2 or weight.shape[0] < 1 or weight.shape[1] != channels:
+        raise ValueError(f"short_conv: weight has shape {weight.shape}, expected [W,{channels}] with W >= 1")
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f"short_conv: bias has shape {bias.shape}, expected ({channels},)")
+    if activation not in (None, "silu"):
+        raise ValueError(f"short_conv: activation={activation!r} is unknown, expected None or 'silu'")
