@@ -1,12 +1,12 @@
 """The data contract: frozen configs that make resumable, sharded iterators of numpy batches.
 
 A batch is a dict of numpy arrays: ``tokens``, ``targets`` int32 [B,T] (targets are already shifted), ``loss_mask``
-float32 [B,T], ``segment_ids`` int32 [B,T] (0 is padding), and for tasks with difficulties ``slices`` int32 [B], an index
-into ``slice_names``. Where ``loss_mask`` is 0 the target is 0.
+float32 [B,T], ``segment_ids`` int32 [B,T] (0 is padding), and for tasks with difficulties ``slices`` int32 [B], an
+index into ``slice_names``. Where ``loss_mask`` is 0 the target is 0.
 
-The order of rows is one *global* stream that depends on the split and the seed only. Batch ``k`` of shard ``i`` of ``n`` is
-the ``i``-th block of ``batch_size`` rows of global batch ``k``, so that the shards' batches, concatenated in order, are the
-batches of a single process, and a run may resume on another number of processes.
+The order of rows is one *global* stream that depends on the split and the seed only. Batch ``k`` of shard ``i`` of
+``n`` is the ``i``-th block of ``batch_size`` rows of global batch ``k``, so that the shards' batches, concatenated in
+order, are the batches of a single process, and a run may resume on another number of processes.
 """
 
 from __future__ import annotations
@@ -194,10 +194,11 @@ class Dataset(abc.ABC):
         Args:
             split: ``"train"``, ``"valid"`` or ``"test"``.
             batch_size: rows per batch and shard.
-            seed: of the order of rows, which is shuffled anew in every epoch; generated tasks draw their examples with it.
+            seed: of the order of rows, which is shuffled anew in every epoch; generated tasks draw examples with it.
             shard: this process's part of every global batch.
-            repeat: for ever, or one epoch. One epoch holds every row once; its last batch is filled with rows of padding,
-                so that every shard sees the same number of batches of the same shape. Endless splits ignore it.
+            repeat: for ever, or one epoch. One epoch holds every row once; its last batch is filled with rows of
+                padding, so that every shard sees the same number of batches of the same shape. Endless splits
+                ignore it.
 
         Raises:
             UserError: unknown split, batch size or seed out of range, or a split without rows.

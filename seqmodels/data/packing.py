@@ -1,13 +1,13 @@
 """Packing: documents to rows of fixed length.
 
-A document of ``n + 1`` tokens is ``n`` pairs *(input, target)*, the target being the next token. Pairs, not tokens, are laid
-into rows of ``T``, so that a target never belongs to another document and, with a BOS token, every token of the text is
-predicted exactly once. ``segment_ids`` count the pieces of a row from 1; 0 is padding.
+A document of ``n + 1`` tokens is ``n`` pairs *(input, target)*, the target being the next token. Pairs, not tokens, are
+laid into rows of ``T``, so that a target never belongs to another document and, with a BOS token, every token of the
+text is predicted exactly once. ``segment_ids`` count the pieces of a row from 1; 0 is padding.
 
 Strategies:
 
-* ``"chunk"``: concatenate, then split every ``T`` pairs. No padding but in the last row. A document that continues in the
-  next row is a new segment there.
+* ``"chunk"``: concatenate, then split every ``T`` pairs. No padding but in the last row. A document that continues in
+  the next row is a new segment there.
 * ``"first_fit"``, ``"best_fit"``: pieces of at most ``T`` pairs, the longest first, each into the first row, or the
   fullest one, that still has room for it. Only documents longer than ``T`` are cut; rows end in padding.
 """
@@ -59,9 +59,7 @@ def plan_rows(offsets: np.ndarray, seq_len: int, packing: Packing) -> Plan:
     if packing == "chunk":
         borders = np.arange(0, total, seq_len)
     else:  # a document's own multiples of T
-        borders = np.concatenate(
-            [np.arange(b, b + n, seq_len) for b, n in zip(begins, pairs)] or [np.zeros(0, np.int64)]
-        )
+        borders = np.concatenate([[], *(np.arange(b, b + n, seq_len) for b, n in zip(begins, pairs))])
     cuts = np.unique(np.concatenate([begins[pairs > 0], borders])).astype(np.int64)
     document = np.searchsorted(begins + pairs, cuts, side="right")
     start = offsets[document] + cuts - begins[document]

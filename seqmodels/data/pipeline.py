@@ -17,7 +17,7 @@ READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 class GlobalBatches(grain.MapDataset):
     """Batch ``k`` of one shard: its block of rows of global batch ``k``; rows past the end are padding."""
 
-    def __init__(self, rows: grain.MapDataset, batch_size: int, shard: Shard) -> None:
+    def __init__(self, rows: grain.MapDataset[Row], batch_size: int, shard: Shard) -> None:
         super().__init__(rows)
         self._batch_size = batch_size
         self._shard = shard
@@ -31,8 +31,8 @@ class GlobalBatches(grain.MapDataset):
             return self.slice(index)
         start = index * self._global + self._shard.index * self._batch_size
         stop = min(start + self._batch_size, len(self._parent))
-        rows = [self._parent[i] for i in range(start, stop)]
-        template = rows[0] if rows else self._parent[index * self._global]
+        rows: list[Row] = [self._parent[i] for i in range(start, stop)]  # type: ignore[misc]  # no row is missing
+        template: Row = rows[0] if rows else self._parent[index * self._global]  # type: ignore[assignment]
         return stack(rows, self._batch_size, template)
 
 

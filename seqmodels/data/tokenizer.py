@@ -53,11 +53,12 @@ class ByteTokenizer:
 class HFTokenizer:
     """A ``tokenizer.json`` of Hugging Face's ``tokenizers``.
 
-    `bos` names the token that starts a document. By default the first of `BOS_NAMES` in the vocabulary is taken; without
-    any, documents start with their first token, which is then not predicted.
+    `bos` names the token that starts a document. By default the first of `BOS_NAMES` in the vocabulary is taken;
+    without any, documents start with their first token, which is then not predicted.
 
     Raises:
-        UserError: the file is missing or no tokenizer, `bos` is not in the vocabulary, or ``tokenizers`` is not installed.
+        UserError: the file is missing or no tokenizer, `bos` is not in the vocabulary, or ``tokenizers`` is not
+            installed.
     """
 
     path: str
@@ -88,11 +89,15 @@ class HFTokenizer:
             ) from None
 
     @functools.cached_property
-    def vocab_size(self) -> int:
-        """The largest id + 1: vocabularies may have gaps."""
+    def _size(self) -> int:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
-    @functools.cached_property
+    @property
+    def vocab_size(self) -> int:
+        """The largest id + 1: vocabularies may have gaps."""
+        return self._size
+
+    @property
     def bos_id(self) -> int | None:
         names = BOS_NAMES if self.bos is None else (self.bos,)
         found = (self._tokenizer.token_to_id(name) for name in names)
