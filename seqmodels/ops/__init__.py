@@ -1,6 +1,10 @@
 """Mathematics on arrays: the recurrences and attention cores. No Flax in here."""
 
 from seqmodels.ops.attention import attention as attention
+from seqmodels.ops.delta_rule import delta_rule as delta_rule
+from seqmodels.ops.linear_attention import NormalizedState as NormalizedState
+from seqmodels.ops.linear_attention import linear_attention as linear_attention
+from seqmodels.ops.linear_attention import normalized_linear_attention as normalized_linear_attention
 from seqmodels.ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from seqmodels.ops.linear_scan import linear_scan as linear_scan
 from seqmodels.ops.rotary import rotary as rotary

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from seqmodels.axes import Array, accumulate_dtype
+
 
 def match(name: str, array: Any, axes: str, sizes: dict[str, int]) -> None:
     """Check the shape of `array` against axis letters, and bind the letters that are new.
@@ -66,3 +68,50 @@ def multiple(name: str, value: int, of: str, divisor: int) -> None:
     """`divisor` divides `value`: grouped heads."""
     if divisor == 0 or value % divisor:
         raise ValueError(f"{name}={value} is not a multiple of {of}={divisor}; choose head counts that divide")
+
+
+def matrix_recurrence(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array | None,
+    state: Array | None,
+    ids: Array | None,
+    num_segments: int | None,
+    chunk_size: int | None,
+) -> dict[str, int]:
+    """The arguments that ops with a ``[B,H,K,V]`` state share; returns the sizes by axis letter."""
+    sizes: dict[str, int] = {}
+    match("q", q, "B T Hk K", sizes)
+    match("k", k, "B T Hk K", sizes)
+    match("v", v, "B T H V", sizes)
+    multiple("heads of v", sizes["H"], "heads of q and k", sizes["Hk"])
+    if log_decay is not None:
+        axes = {1: "H", 3: "B T H", 4: "B T H K"}.get(jnp.ndim(log_decay))
+        if axes is None:
+            shape = jnp.shape(log_decay)
+            raise ValueError(f"log_decay has shape {shape}, expected [H], [B,T,H] or [B,T,H,K]; reshape it")
+        match("log_decay", log_decay, axes, sizes)
+    segment_ids(ids, num_segments, sizes)
+    if state is not None:
+        match("state", state, state_axes("B H K V", num_segments, sizes), sizes)
+    floating(q=q, k=k, v=v, log_decay=log_decay, state=state)
+    positive("chunk_size", chunk_size)
+    return sizes
+
+
+def initial_state(state: Array | None, q: Array, k: Array, v: Array, num_segments: int | None) -> Array:
+    """`state` (zeros for ``None``) in the dtype in which the recurrence accumulates."""
+    dtype = accumulate_dtype(q, k, v)
+    if state is not None:
+        return state.astype(dtype)
+    B, H, K, V = v.shape[0], v.shape[2], q.shape[3], v.shape[3]
+    return jnp.zeros((B, H, K, V) if num_segments is None else (B, num_segments, H, K, V), dtype)
+
+
+def canonical_ids(ids: Array | None, num_segments: int | None) -> Array | None:
+    """``segment_ids`` as int32, with ids outside ``0..num_segments`` made padding."""
+    if ids is None:
+        return None
+    ids = ids.astype(jnp.int32)
+    return ids if num_segments is None else jnp.where((ids < 0) | (ids > num_segments), 0, ids)
