@@ -1,0 +1,29 @@
+"""Layers that mix along time, one file each; `base` has the contract they share."""
+
+from seqmodels.mixers.attention import Attention as Attention
+from seqmodels.mixers.attention import AttentionConfig as AttentionConfig
+from seqmodels.mixers.attention import RotaryConfig as RotaryConfig
+from seqmodels.mixers.base import Context as Context
+from seqmodels.mixers.base import Cursor as Cursor
+from seqmodels.mixers.base import Mixer as Mixer
+from seqmodels.mixers.base import MixerConfig as MixerConfig
+from seqmodels.mixers.base import SharedParam as SharedParam
+from seqmodels.mixers.base import discover as discover
+from seqmodels.mixers.delta_net import DeltaNet as DeltaNet
+from seqmodels.mixers.delta_net import DeltaNetConfig as DeltaNetConfig
+from seqmodels.mixers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
+from seqmodels.mixers.gated_delta_net import GatedDeltaNetConfig as GatedDeltaNetConfig
+from seqmodels.mixers.gla import GLA as GLA
+from seqmodels.mixers.gla import GLAConfig as GLAConfig
+from seqmodels.mixers.hgrn import HGRN as HGRN
+from seqmodels.mixers.hgrn import HGRNConfig as HGRNConfig
+from seqmodels.mixers.hgrn2 import HGRN2 as HGRN2
+from seqmodels.mixers.hgrn2 import HGRN2Config as HGRN2Config
+from seqmodels.mixers.kda import KDA as KDA
+from seqmodels.mixers.kda import KDAConfig as KDAConfig
+from seqmodels.mixers.linear_attention import LinearAttention as LinearAttention
+from seqmodels.mixers.linear_attention import LinearAttentionConfig as LinearAttentionConfig
+from seqmodels.mixers.mamba2 import Mamba2 as Mamba2
+from seqmodels.mixers.mamba2 import Mamba2Config as Mamba2Config
+from seqmodels.mixers.retnet import RetNet as RetNet
+from seqmodels.mixers.retnet import RetNetConfig as RetNetConfig

@@ -151,7 +151,7 @@ def discover() -> dict[str, type[MixerConfig]]:
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, value in vars(module).items():
-            if isinstance(value, type) and issubclass(value, MixerConfig) and value is not MixerConfig:
-                if value.__module__ == module.__name__:
-                    found[name] = value
+            if isinstance(value, type) and issubclass(value, MixerConfig) and value.__module__ == module.__name__:
+                found[name] = value
+    found.pop(MixerConfig.__name__, None)
     return dict(sorted(found.items()))

@@ -1,0 +1,182 @@
+"""Pieces that several mixers share: projections, convolutions in front of them, and initialisations of decays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from seqmodels.axes import Array, accumulate_dtype
+from seqmodels.errors import UserError
+from seqmodels.layers.linear import Linear
+from seqmodels.layers.short_conv import ShortConv
+from seqmodels.mixers.base import Mixer
+
+Init = Callable[..., Array]
+
+
+def divide(owner: object, field: str, parts: int, what: str, whole: float) -> int:
+    """``whole / parts`` as an integer.
+
+    Raises:
+      UserError: it is not a positive integer. The message names `owner`'s class, its `field` and `what` is divided.
+    """
+    if parts < 1 or whole < parts or whole != int(whole) or int(whole) % parts:
+        name = type(owner).__name__
+        raise UserError(f"{name}.{field}={parts} does not divide {what}={whole:g}; choose a divisor of it")
+    return int(whole) // parts
+
+
+def whole(owner: object, what: str, value: float) -> int:
+    """`value` as a positive integer, or a `UserError` that says `what` of `owner` is none."""
+    if value < 1 or value != int(value):
+        raise UserError(f"{type(owner).__name__}: {what}={value:g} is not a positive whole number; change a factor")
+    return int(value)
+
+
+class ExpandedHeads(Protocol):
+    """A config whose heads share ``expand_k * dim`` key channels and ``expand_v * dim`` value channels."""
+
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def expand_k(self) -> float: ...
+    @property
+    def expand_v(self) -> float: ...
+
+
+def head_sizes(cfg: ExpandedHeads, dim: int) -> tuple[int, int]:
+    """Key and value size of a head for model width `dim`; raises a `UserError` where the heads do not divide."""
+    return (
+        divide(cfg, "num_heads", cfg.num_heads, "dim * expand_k", dim * cfg.expand_k),
+        divide(cfg, "num_heads", cfg.num_heads, "dim * expand_v", dim * cfg.expand_v),
+    )
+
+
+def require_positive(owner: object, *fields: str) -> None:
+    """Raise a `UserError` for the first of the numeric `fields` of `owner` that is neither ``None`` nor positive."""
+    for field in fields:
+        value = getattr(owner, field)
+        if value is not None and not value > 0:
+            raise UserError(f"{type(owner).__name__}.{field}={value} must be positive")
+
+
+def require_choice(owner: object, field: str, choices: Sequence[str]) -> None:
+    """Raise a `UserError` unless the value of `field` is one of `choices`."""
+    value = getattr(owner, field)
+    if value not in choices:
+        raise UserError(f"{type(owner).__name__}.{field}={value!r} is unknown, expected one of {', '.join(choices)}")
+
+
+def into(mixer: Mixer, name: str, features: int, axis: str | None = "heads", **options: Any) -> Linear:
+    """The projection `name` from the model width; `axis` is the logical name of its output."""
+    types = {"dtype": mixer.dtype, "param_dtype": mixer.param_dtype}
+    return Linear(features, axes=("embed", axis), name=name, **types, **options)
+
+
+def out_of(mixer: Mixer, name: str = "o_proj", **options: Any) -> Linear:
+    """The projection `name` back to the model width."""
+    types = {"dtype": mixer.dtype, "param_dtype": mixer.param_dtype}
+    return Linear(mixer.dim, axes=("heads", "embed"), name=name, **types, **options)
+
+
+class LowRank(nn.Module):
+    """``up(down(x))``: a projection of rank `rank`; only `up` may have a bias."""
+
+    features: int
+    rank: int
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = Linear(self.rank, axes=("embed", None), name="down", **types)(x)
+        return Linear(self.features, axes=(None, "heads"), use_bias=self.use_bias, name="up", **types)(x)
+
+
+def split(x: Array, heads: int) -> Array:
+    """[B,T,H*K] -> [B,T,H,K]"""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def merge(x: Array) -> Array:
+    """[B,T,H,K] -> [B,T,H*K]"""
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def wide(x: Array) -> Array:
+    """`x` in the dtype of gates and decays: at least float32."""
+    return x.astype(accumulate_dtype(x))
+
+
+def silu_conv(
+    mixer: Mixer, width: int | None, streams: dict[str, Array], state: tuple[Array, ...], segment_ids: Array | None
+) -> tuple[list[Array], tuple[Array, ...]]:
+    """SiLU of a short causal convolution of every stream ``[B,T,·]``, or SiLU alone when `width` is ``None``.
+
+    The convolutions are called ``<stream>_conv1d``. `state` holds one array per stream (see `conv_state`), or nothing.
+    """
+    if width is None:
+        return [jax.nn.silu(x) for x in streams.values()], ()
+    held = state or (None,) * len(streams)
+    outputs, after = [], []
+    for (name, x), before in zip(streams.items(), held, strict=True):
+        conv = ShortConv(
+            width,
+            kernel_init=nn.initializers.normal(0.02),
+            dtype=mixer.dtype,
+            param_dtype=mixer.param_dtype,
+            name=f"{name}_conv1d",
+        )
+        y, last = conv(x, before, segment_ids)
+        outputs.append(y)
+        after.append(last)
+    return outputs, tuple(after)
+
+
+def conv_state(width: int | None, batch: int, *channels: int) -> tuple[Array, ...]:
+    """Zero states of `silu_conv`, one ``[B,W-1,D]`` float32 per stream."""
+    return () if width is None else tuple(jnp.zeros((batch, width - 1, size), jnp.float32) for size in channels)
+
+
+def softplus_decay(x: Array, A_log: Array, dt_bias: Array) -> Array:
+    """The log-decay ``-exp(A_log) softplus(x + dt_bias)`` of Mamba-2; the parameters broadcast to `x`."""
+    rate, bias = (jnp.broadcast_to(z.astype(x.dtype), x.shape) for z in (jnp.exp(A_log), dt_bias))
+    return -rate * jax.nn.softplus(x + bias)
+
+
+def log_uniform_init(low: float, high: float) -> Init:
+    """Logarithm of a uniform sample of ``(low, high)``: the usual ``A_log``."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        smallest = max(low, float(jnp.finfo(dtype).tiny))
+        return jnp.log(jax.random.uniform(key, shape, dtype, smallest, high))
+
+    return init
+
+
+def dt_bias_init(dt_min: float = 1e-3, dt_max: float = 0.1, floor: float = 1e-4) -> Init:
+    """Inverse softplus of a log-uniform step size in ``[dt_min, dt_max]``, not below `floor` (Mamba)."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        log_dt = jax.random.uniform(key, shape, dtype, math.log(dt_min), math.log(dt_max))
+        dt = jnp.maximum(jnp.exp(log_dt), floor)
+        return dt + jnp.log(-jnp.expm1(-dt))
+
+    return init
+
+
+def fan_in_uniform_init(scale: float = 1.0) -> Init:
+    """Kernel ``[in,out]`` uniform in ``±scale / sqrt(in)``, PyTorch's default for linear layers."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        bound = scale / math.sqrt(shape[0])
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
