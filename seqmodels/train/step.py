@@ -1,0 +1,149 @@
+"""The training step and the evaluation step: pure functions of a state and a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from seqmodels import ops
+from seqmodels.axes import Array
+from seqmodels.models.lm import LanguageModel
+from seqmodels.train.experiment import TrainConfig
+from seqmodels.train.state import TrainState
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+ACCURACY_BLOCK = 1024
+"""Tokens whose logits are held at once for the accuracy."""
+
+
+class Loss(NamedTuple):
+    """How token losses are made; evaluation uses the defaults."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    accuracy: bool = True
+    slices: int = 0  # values of batch["slices"]
+
+
+def measure(model: LanguageModel, params: Any, batch: Batch, loss: Loss) -> tuple[Metrics, dict[str, Array]]:
+    """Sums over the tokens of a batch, and the model's auxiliary outputs.
+
+    Sums: ``loss`` (masked token losses), ``tokens`` (the mask's sum), ``correct``, and per slice ``slice/loss``,
+    ``slice/tokens``, ``slice/correct`` [slices].
+    """
+    hidden, _, aux = model.apply(params, batch["tokens"], segment_ids=batch["segment_ids"], method="hidden")
+    head, softcap, mask = model.head(params), model.cfg.softcap, batch["loss_mask"]
+    token_loss = ops.linear_cross_entropy(
+        hidden,
+        head,
+        batch["targets"],
+        weights=mask,
+        label_smoothing=loss.label_smoothing,
+        z_loss=loss.z_loss,
+        softcap=softcap,
+        reduction="none",
+    )
+    parts = {"loss": token_loss, "tokens": mask}
+    if loss.accuracy:
+        frozen = jax.lax.stop_gradient((hidden, head))
+        parts["correct"] = mask * (predict(*frozen) == batch["targets"])
+    sums = {name: jnp.sum(value) for name, value in parts.items()}
+    if loss.slices:
+        index = batch["slices"].reshape(batch["slices"].shape[0], -1)  # [B] or [B,T]
+        member = jax.nn.one_hot(jnp.broadcast_to(index, mask.shape), loss.slices, dtype=jnp.float32)
+        held = {f"slice/{name}": jnp.einsum("bt,bts->s", value, member) for name, value in parts.items()}
+        sums |= jax.lax.stop_gradient(held)
+    return sums, aux
+
+
+def predict(hidden: Array, head: Array) -> Array:
+    """The likeliest token at every position: ``[B,T,D], [vocab,D] -> [B,T]`` int32, a block of logits at a time."""
+    B, T, D = hidden.shape
+    width = max(1, min(T, ACCURACY_BLOCK // B))
+    blocks = jnp.pad(hidden, ((0, 0), (0, -T % width), (0, 0))).reshape(B, -1, width, D).swapaxes(0, 1)
+
+    def block(x: Array) -> Array:
+        logits = jnp.einsum("btd,vd->btv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    return jax.lax.map(block, blocks).swapaxes(0, 1).reshape(B, -1)[:, :T]
+
+
+def objective(
+    model: LanguageModel, params: Any, batch: Batch, loss: Loss, total: Array, share: float
+) -> tuple[Array, Metrics]:
+    """What a micro-batch adds to the objective: token losses over the batch's `total` mask, a `share` of ``loss/…``."""
+    sums, aux = measure(model, params, batch, loss)
+    extra = sum((value for name, value in aux.items() if name.startswith("loss/")), jnp.zeros((), jnp.float32))
+    value = sums["loss"] / total + share * extra
+    return value, {**sums, **{name: share * scalar for name, scalar in aux.items()}}
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """``[B,...] -> [parts,B/parts,...]`` with rows dealt out in turn, so that no row changes its device."""
+
+    def split(x: Array) -> Array:
+        x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        return nn.with_logical_constraint(x, (None, "batch", "length", *[None] * x.ndim)[: x.ndim])
+
+    return jax.tree.map(split, batch)
+
+
+def gradients(model: LanguageModel, params: Any, batch: Batch, loss: Loss, accumulate: int) -> tuple[Any, Metrics]:
+    """Gradient of the objective and summed metrics, over `accumulate` micro-batches one after the other."""
+    total = jnp.maximum(jnp.sum(batch["loss_mask"]), 1.0)
+    grad = jax.grad(lambda p, b: objective(model, p, b, loss, total, 1.0 / accumulate), has_aux=True)
+    if accumulate == 1:
+        return grad(params, batch)
+
+    def body(carry: Any, micro: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, grad(params, micro)), None
+
+    micros = split_batch(batch, accumulate)
+    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micros))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(body, zeros, micros)[0]
+
+
+def make_step(
+    model: LanguageModel,
+    optimiser: optax.GradientTransformation,
+    cfg: TrainConfig,
+    schedule: Callable[[Any], Array],
+    slices: int = 0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The pure step ``(state, batch) -> (state, metrics)``.
+
+    Metrics are scalars: ``loss`` (mean over the loss mask), ``tokens``, ``grad_norm``, ``param_norm``,
+    ``learning_rate``, ``halted``, the model's ``loss/…`` and ``stat/…``, ``correct`` if asked for, and sums per slice.
+    A loss or gradient that is not finite sets ``halted``, and the state stays as it was before that step for good.
+    """
+    loss = Loss(cfg.label_smoothing, cfg.z_loss, cfg.accuracy, slices)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, metrics = gradients(model, state.params, batch, loss, cfg.accumulate)
+        metrics["loss"] /= jnp.maximum(metrics["tokens"], 1.0)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        halted = state.halted | ~jnp.isfinite(metrics["loss"]) | ~jnp.isfinite(metrics["grad_norm"])
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        new = (optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        old = (state.params, state.opt_state, state.step)
+        params, opt_state, count = jax.tree.map(lambda a, b: jnp.where(halted, b, a), new, old)
+        metrics["param_norm"] = optax.global_norm(params)
+        metrics["learning_rate"] = schedule(state.step)
+        metrics["halted"] = halted
+        return TrainState(params, opt_state, count, state.rng, halted), metrics
+
+    return step
+
+
+def make_eval_step(model: LanguageModel, slices: int = 0) -> Callable[[Any, Batch], Metrics]:
+    """``(params, batch) -> sums`` of plain token losses, tokens and right guesses (see `measure`)."""
+    return lambda params, batch: measure(model, params, batch, Loss(slices=slices))[0]
