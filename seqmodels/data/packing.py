@@ -70,8 +70,7 @@ def plan_rows(offsets: np.ndarray, seq_len: int, packing: Packing) -> Plan:
     order = np.argsort(-length, kind="stable")
     row = _GREEDY[packing](length[order].tolist(), seq_len)
     grouped = order[np.argsort(row, kind="stable")]
-    counts = np.bincount(row, minlength=0) if len(row) else np.zeros(0, np.int64)
-    return Plan(start[grouped], length[grouped], np.cumsum([0, *counts]))
+    return Plan(start[grouped], length[grouped], np.append(0, np.cumsum(np.bincount(row))))
 
 
 def _best_fit(lengths: Sequence[int], size: int) -> np.ndarray:
