@@ -1,0 +1,211 @@
+"""Benchmark every op's implementations against each other.
+
+``python -m benchmarks.ops --op delta_rule --cases headline``. Implementations of one case take turns in one run, so
+that their ratios hold on a busy machine too. The op's tests run first, and red tests stop the benchmark. One JSON file
+and one roofline figure per op go to ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import ceilings, measure, report
+from seqmodels import cli
+from seqmodels.errors import UserError, suggest
+from seqmodels.ops import cases, dispatch
+
+DTYPES = ("float32", "bfloat16")
+
+
+class Programs(NamedTuple):
+    """One implementation on one case, ready to run."""
+
+    forward: Callable[[], Any]
+    both: Callable[[], Any]  # forward and backward
+    peak_bytes: int  # of `both`
+    compile_seconds: float  # of `both`
+
+
+def programs(op: cases.Op, impl: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Programs:
+    """Compile `impl` forward, and forward with the gradient of every floating-point positional argument."""
+    arrays = {name: value for name, value in kwargs.items() if isinstance(value, jax.Array)}
+    options = {name: value for name, value in kwargs.items() if name not in arrays}
+    chosen = [i for i, x in enumerate(args) if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)]
+
+    def forward(args, arrays):
+        return op.run(*args, **arrays, **options, impl=impl)
+
+    def both(args, arrays, cotangent):
+        def of_chosen(*values):
+            full = list(args)
+            for i, value in zip(chosen, values):
+                full[i] = value
+            return forward(full, arrays)
+
+        out, pull = jax.vjp(of_chosen, *(args[i] for i in chosen))
+        return out, pull(cotangent)
+
+    args = tuple(args)
+    shapes = jax.eval_shape(forward, args, arrays)
+    cotangent = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+    run_forward = jax.jit(forward).lower(args, arrays).compile()
+    lowered = jax.jit(both).lower(args, arrays, cotangent)
+    compile_seconds, run_both = measure.timed(lowered.compile)
+    return Programs(
+        functools.partial(run_forward, args, arrays),
+        functools.partial(run_both, args, arrays, cotangent),
+        measure.peak_bytes(run_both),
+        compile_seconds,
+    )
+
+
+def usable(op: cases.Op, wanted: Sequence[str]) -> list[str]:
+    """Names of the implementations to run: `wanted`, or all that this platform can run."""
+    for name in wanted:
+        if name not in op.implementations:
+            known = ", ".join(op.implementations)
+            hint = suggest(name, op.implementations)
+            raise UserError(f"--impl {name}: {op.name} has no such implementation, expected one of {known}{hint}")
+    native = dispatch.KERNELS.get({"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()))
+    foreign = set(dispatch.KERNELS.values()) - {native}
+    return list(wanted) or [name for name in op.implementations if name not in foreign]
+
+
+def benchmark(
+    op: cases.Op,
+    chosen: Sequence[cases.Case],
+    *,
+    dtypes: Sequence[str] = ("float32",),
+    impls: Sequence[str] = (),
+    rounds: int = 7,
+    matmul_size: int | None = None,
+) -> list[dict[str, Any]]:
+    """One row per case, dtype and implementation.
+
+    ``flops`` and ``bytes`` are the case's own counts for the forward pass over its measured time, ``roof`` is the share
+    of what the machine's measured ceilings allow, ``ratio`` how many times faster than the reference forward and
+    backward together are (``None`` without a reference).
+    """
+    return [row for case in chosen for dtype in dtypes for row in _rows(op, case, dtype, impls, rounds, matmul_size)]
+
+
+def _rows(op: cases.Op, case: cases.Case, dtype: str, impls: Sequence[str], rounds: int, matmul_size: int | None):
+    args, kwargs = case.make(jax.random.key(0), jnp.dtype(dtype))
+    ready = {}
+    for impl in usable(op, impls):
+        try:
+            ready[impl] = programs(op, impl, args, kwargs)
+        except ValueError as refusal:
+            if impls or "refuses this call" not in str(refusal):
+                raise
+            print(f"{op.name} {case.name} {dtype} {impl}: left out: {refusal}")
+    parts = {(impl, part): getattr(made, part) for impl, made in ready.items() for part in ("forward", "both")}
+    timed = measure.interleave(parts, rounds=rounds)
+    base = timed.get(("reference", "both"))
+    flops, moved = case.flops(), case.bytes(jnp.dtype(dtype))
+    roof = ceilings.measure(dtype, matmul_size).bound(flops, moved)
+    for impl, made in ready.items():
+        seconds, seconds_both = timed[impl, "forward"], timed[impl, "both"]
+        yield {
+            "op": op.name,
+            "case": case.name,
+            "dtype": dtype,
+            "impl": impl,
+            "ms_forward": 1e3 * seconds,
+            "ms_both": 1e3 * seconds_both,
+            "ratio": base / seconds_both if base else None,
+            "flops": flops / seconds,
+            "bytes": moved / seconds,
+            "roof": flops / seconds / roof,
+            "intensity": flops / moved,
+            "peak_bytes": made.peak_bytes,
+            "compile_seconds": made.compile_seconds,
+        }
+
+
+def printable(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `benchmark` in the units of the printed table."""
+    return {
+        **{name: row[name] for name in ("op", "case", "dtype", "impl")},
+        "ms fwd": row["ms_forward"],
+        "ms fwd+bwd": row["ms_both"],
+        "x reference": row["ratio"],
+        "GFLOP/s": row["flops"] / 1e9,
+        "GB/s": row["bytes"] / 1e9,
+        "% of roof": 100 * row["roof"],
+        "peak MB": row["peak_bytes"] / 1e6,
+    }
+
+
+def require_green(op: str) -> None:
+    """Run the op's tests and refuse to go on when they fail or do not exist."""
+    files = sorted(str(path.relative_to(measure.ROOT)) for path in (measure.ROOT / "tests/ops").glob(f"test_{op}*.py"))
+    if not files:
+        raise UserError(f"--op {op} has no tests/ops/test_{op}.py; write its tests, or pass --skip-tests")
+    print(f"running {' '.join(files)}")
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", *files], cwd=measure.ROOT)
+    if done.returncode:
+        raise UserError(f"the tests of {op} are red ({' '.join(files)}); mend them first, or pass --skip-tests")
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
+        prog="python -m benchmarks.ops", description="Benchmark every op's implementations against each other."
+    )
+    parser.add_argument("--op", nargs="+", default=[], help="ops to run; all by default")
+    parser.add_argument("--impl", nargs="+", default=[], help="implementations; by default all that run here")
+    parser.add_argument("--cases", choices=("small", "headline", "all"), default="headline", help="which shapes")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="dtypes of the inputs")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of every program; the median is reported")
+    parser.add_argument("--skip-tests", action="store_true", help="measure without running the op's tests first")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for JSON and figures")
+    cli.add_platform(parser)
+    return parser
+
+
+@cli.command
+def main(argv: list[str]) -> None:
+    """Command line."""
+    options = _parser().parse_args(argv)
+    cli.use_platform(options.platform)
+    known = cases.discover()
+    for name in options.op:
+        if name not in known:
+            raise UserError(f"--op {name} is unknown, expected one of {', '.join(known)}{suggest(name, known)}")
+    if options.rounds < 1:
+        raise UserError(f"--rounds {options.rounds} is not positive, expected at least 1")
+    everything = []
+    for name in options.op or known:
+        op = cases.load(name)
+        chosen = [case for case in op.cases if options.cases == "all" or case.large == (options.cases == "headline")]
+        if not options.skip_tests:
+            require_green(name)
+        rows = benchmark(op, chosen, dtypes=options.dtype, impls=options.impl, rounds=options.rounds)
+        _store(op.name, rows, options)
+        everything += rows
+    print("\n" + report.table([printable(row) for row in everything]))
+
+
+def _store(op: str, rows: list[dict[str, Any]], options: Any) -> None:
+    roofs = {dtype: ceilings.measure(dtype) for dtype in options.dtype}
+    path = options.out / f"{op}_{jax.default_backend()}.json"
+    content = {
+        "environment": measure.environment(),
+        "command": {"cases": options.cases, "rounds": options.rounds, "tests_skipped": options.skip_tests},
+        "ceilings": {dtype: roof._asdict() for dtype, roof in roofs.items()},
+        "rows": rows,
+    }
+    report.save(path, content)
+    report.roofline(path.with_suffix(".png"), f"{op} on {content['environment']['device']}", rows, roofs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
