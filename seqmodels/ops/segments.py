@@ -53,11 +53,11 @@ class Regrouped(NamedTuple):
 
     def gather(self, x: Array) -> Array:
         """[B,T,...] -> [B,P,...]; empty places hold zeros."""
-        return _take(x, self.source)
+        return _move(x, self.source, self.place)
 
     def scatter(self, y: Array) -> Array:
         """[B,P,...] -> [B,T,...]; padding gets zeros."""
-        return _take(y, self.place)
+        return _move(y, self.place, self.source)
 
     @property
     def ids(self) -> Array:
@@ -67,6 +67,22 @@ class Regrouped(NamedTuple):
 
 def _take(x: Array, index: Array) -> Array:
     return jax.vmap(lambda row, i: row.at[i].get(mode="fill", fill_value=0))(x, index)
+
+
+def _move(x: Array, index: Array, inverse: Array) -> Array:
+    """`_take`, with the gather by `inverse` as its transpose: several times faster on the CPU than the scatter-add."""
+    return _moved(x, index, inverse) if jnp.issubdtype(x.dtype, jnp.inexact) else _take(x, index)
+
+
+@jax.custom_vjp
+def _moved(x: Array, index: Array, inverse: Array) -> Array:
+    return _take(x, index)
+
+
+_moved.defvjp(
+    lambda x, index, inverse: (_take(x, index), inverse),
+    lambda inverse, g: (_take(g, inverse), None, None),
+)
 
 
 def regroup(segment_ids: Array, num_segments: int, multiple: int) -> Regrouped:

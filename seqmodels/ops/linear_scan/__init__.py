@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from seqmodels.axes import Array, accumulate_dtype
+from seqmodels.ops import checks
 from seqmodels.ops.dispatch import Implementation, dispatch
-from seqmodels.ops.linear_scan import reference
+from seqmodels.ops.linear_scan import chunked, reference
 
-IMPLEMENTATIONS = {"reference": Implementation(reference.run)}
+IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implementation(reference.run)}
 
 
 def linear_scan(
@@ -33,7 +34,7 @@ def linear_scan(
       segment_ids: ``[B,T]`` int32, 0 is padding; see ``docs/design.md``.
       num_segments: ``S``; every segment continues from, and returns, its own state.
       impl: an implementation's name, or ``"auto"``.
-      chunk_size: tokens per block of the chunked form; ``None`` chooses.
+      chunk_size: tokens per block of the chunked form, which bounds its temporaries; ``None``: no blocks.
 
     Returns:
       ``h [B,T,...]`` in the dtype of `b` (complex when `a` is), zero at padding, and the state after the last token
@@ -43,7 +44,7 @@ def linear_scan(
       ValueError: shapes or dtypes do not fit.
     """
     a, b = jnp.asarray(a), jnp.asarray(b)
-    _check(a, b, state, segment_ids, num_segments)
+    _check(a, b, state, segment_ids, num_segments, chunk_size)
     dtype = accumulate_dtype(a, b)
     out_dtype = dtype if jnp.iscomplexobj(a) else b.dtype
     batch, trailing = b.shape[0], b.shape[2:]
@@ -64,15 +65,30 @@ def linear_scan(
     return h.astype(out_dtype), state
 
 
-def _check(a: Array, b: Array, state: Array | None, segment_ids: Array | None, num_segments: int | None) -> None:
+def _check(
+    a: Array,
+    b: Array,
+    state: Array | None,
+    segment_ids: Array | None,
+    num_segments: int | None,
+    chunk_size: int | None,
+) -> None:
     if b.ndim < 2:
-        raise ValueError(f"linear_scan: b has shape {b.shape}, expected [B,T,...]")
-    trailing = a.shape[-b.ndim :] if a.ndim <= b.ndim else None
-    fits = trailing is not None and all(x in (1, y) for x, y in zip(trailing[::-1], b.shape[::-1]))
+        raise ValueError(f"b has shape {b.shape}, expected [B,T,...]; give it a batch and a time axis")
+    fits = a.ndim <= b.ndim and all(n in (1, m) for n, m in zip(a.shape[::-1], b.shape[::-1]))
     if not fits:
-        raise ValueError(f"linear_scan: a has shape {a.shape}, expected one that broadcasts to b {b.shape}")
-    for name, array in (("a", a), ("b", b)):
-        if not jnp.issubdtype(array.dtype, jnp.inexact):
-            raise ValueError(f"linear_scan: {name} has dtype {array.dtype}, expected a float or complex; cast it")
-    if state is not None and jnp.iscomplexobj(state) and not (jnp.iscomplexobj(a) or jnp.iscomplexobj(b)):
-        raise ValueError(f"linear_scan: state has dtype {state.dtype} but a and b are real; pass a real state")
+        raise ValueError(f"a has shape {a.shape}, expected one that broadcasts to b's {b.shape}; reshape it")
+    for name, array in (("a", a), ("b", b), ("state", state)):
+        if array is not None and not jnp.issubdtype(array.dtype, jnp.inexact):
+            raise ValueError(f"{name} has dtype {array.dtype}, expected floating point or complex; cast with .astype")
+    sizes = {"B": b.shape[0], "T": b.shape[1]}
+    checks.segment_ids(segment_ids, num_segments, sizes)
+    checks.positive("chunk_size", chunk_size)
+    if state is None:
+        return
+    trailing = " ".join(map(str, b.shape[2:]))
+    checks.match("state", state, checks.state_axes(f"B {trailing}", num_segments, sizes), sizes)
+    if jnp.iscomplexobj(state) and not (jnp.iscomplexobj(a) or jnp.iscomplexobj(b)):
+        raise ValueError(
+            f"state has dtype {state.dtype} but a and b are real, expected a real state; pass its real part"
+        )
