@@ -31,13 +31,13 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
             main(list(sys.argv[1:] if argv is None else argv))
         except UserError as error:
             return _fail(str(error))
+        except BrokenPipeError:  # the reader, such as head, has seen enough
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             if error.errno not in USER_ERRNOS:
                 raise
             return _fail(f"{error.filename or 'file system'}: {error.strerror}; free space or choose another --run-dir")
-        except BrokenPipeError:
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
