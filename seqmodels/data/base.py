@@ -6,7 +6,8 @@ index into ``slice_names``. Where ``loss_mask`` is 0 the target is 0.
 
 The order of rows is one *global* stream that depends on the split and the seed only. Batch ``k`` of shard ``i`` of
 ``n`` is the ``i``-th block of ``batch_size`` rows of global batch ``k``, so that the shards' batches, concatenated in
-order, are the batches of a single process, and a run may resume on another number of processes.
+order, are the batches of a single process, and a run may resume on another number of processes. (Endless streams of
+TFDS text are the exception; see `seqmodels.data.tfds`.)
 """
 
 from __future__ import annotations
@@ -155,13 +156,14 @@ def digest(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset(abc.ABC):
-    """A dataset with random access to its rows: subclasses say what row ``i`` of a split is.
-
-    A stream without random access overrides `make` (see `seqmodels.data.tfds`).
-    """
+    """A config that makes iterators over batches."""
 
     seq_len: int = 256
     """Tokens per row."""
+
+    def __post_init__(self) -> None:
+        if self.seq_len < 1:
+            raise UserError(f"seq_len: {self.seq_len} tokens; use at least 1")
 
     @property
     @abc.abstractmethod
@@ -182,10 +184,6 @@ class Dataset(abc.ABC):
         """What identifies the data: the config's fields and, for files, their hashes. Goes into the run's config."""
         return {"dataset": type(self).__name__, **dataclasses.asdict(self)}
 
-    @abc.abstractmethod
-    def rows(self, split: str, seed: int) -> Sequence[Row]:
-        """Random access to the rows of a split in their own order. `seed` matters to generated data only."""
-
     def make(
         self, split: str, *, batch_size: int, seed: int = 0, shard: Shard = Shard(), repeat: bool = True
     ) -> DataIterator:
@@ -203,19 +201,35 @@ class Dataset(abc.ABC):
         Raises:
             UserError: unknown split, batch size or seed out of range, or a split without rows.
         """
+        check_request(split, batch_size, seed)
+        batches = self.batches(split, batch_size, seed, shard, repeat)
+        return DataIterator(batches, self.identity(split, batch_size, seed, shard, repeat))
+
+    @abc.abstractmethod
+    def batches(self, split: str, batch_size: int, seed: int, shard: Shard, repeat: bool) -> Checkpointable:
+        """The iterator below `make`, for arguments that are in range."""
+
+    def identity(self, split: str, batch_size: int, seed: int, shard: Shard, repeat: bool) -> dict[str, Any]:
+        """What must agree for a saved position to mean the same rows."""
+        stream = {"split": split, "seed": seed, "repeat": repeat, "global batch": batch_size * shard.count}
+        return flatten(self.fingerprint()) | stream
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomAccessDataset(Dataset):
+    """A dataset that knows what row ``i`` of a split is; the position in its stream is one number."""
+
+    @abc.abstractmethod
+    def rows(self, split: str, seed: int) -> Sequence[Row]:
+        """Random access to the rows of a split in their own order. `seed` matters to generated data only."""
+
+    def batches(self, split: str, batch_size: int, seed: int, shard: Shard, repeat: bool) -> Checkpointable:
         from seqmodels.data import pipeline
 
-        check_request(split, batch_size, seed)
         rows = self.rows(split, seed)
         if not len(rows):
             raise UserError(f"split: {split!r} of {type(self).__name__} is empty; give it more data or another split")
-        batches = pipeline.global_batches(rows, batch_size, stream_seed(split, seed), shard, repeat)
-        return DataIterator(iter(batches), self.identity(split, batch_size * shard.count, seed, repeat))
-
-    def identity(self, split: str, global_batch: int, seed: int, repeat: bool) -> dict[str, Any]:
-        """What must agree for a saved position to mean the same rows."""
-        stream = {"split": split, "seed": seed, "repeat": repeat, "global batch": global_batch}
-        return flatten(self.fingerprint()) | stream
+        return iter(pipeline.global_batches(rows, batch_size, stream_seed(split, seed), shard, repeat))
 
 
 def check_request(split: str, batch_size: int, seed: int) -> None:

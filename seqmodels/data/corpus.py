@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from seqmodels.data import packing
-from seqmodels.data.base import SPLITS, Dataset, Row, Tokenizer, digest
+from seqmodels.data.base import SPLITS, RandomAccessDataset, Row, Tokenizer, digest
 from seqmodels.data.tokenizer import load_tokenizer
-from seqmodels.errors import UserError
 
 
 class Document(NamedTuple):
@@ -62,17 +61,13 @@ def _character_start(text: bytes, at: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextCorpus(Dataset):
+class TextCorpus(RandomAccessDataset):
     """Documents held in memory, packed into rows. Subclasses say which documents belong to which split."""
 
     tokenizer_file: str | None = None
     """A Hugging Face ``tokenizer.json``; bytes without one."""
     packing: packing.Packing = "chunk"
     """How documents are laid into rows; see `seqmodels.data.packing`."""
-
-    def __post_init__(self) -> None:
-        if self.seq_len < 1:
-            raise UserError(f"seq_len: {self.seq_len} tokens; use at least 1")
 
     @abc.abstractmethod
     def documents(self) -> Splits:

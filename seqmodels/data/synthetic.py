@@ -12,20 +12,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seqmodels.data.base import ENDLESS, SPLITS, Dataset, Row
+from seqmodels.data.base import ENDLESS, SPLITS, RandomAccessDataset, Row
 from seqmodels.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticTask(Dataset):
+class SyntheticTask(RandomAccessDataset):
     """A task whose examples are drawn at random, one per row. Subclasses define `example`."""
 
     heldout_examples: int = 1000
     """Examples in each of the splits valid and test."""
 
     def __post_init__(self) -> None:
-        if self.seq_len < 1:
-            raise UserError(f"seq_len: {self.seq_len} tokens; use at least 1")
+        super().__post_init__()
         if self.heldout_examples < 1:
             raise UserError(f"heldout_examples: {self.heldout_examples}; use at least 1")
 
