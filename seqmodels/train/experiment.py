@@ -96,7 +96,7 @@ class TrainConfig:
     sample_every: int = 0
     """Steps between printed samples; 0 samples at the end only, -1 never."""
     sample_prompt: str = ""
-    """What samples continue; empty means a newline."""
+    """What samples continue; empty begins a document."""
     sample_tokens: int = 200
     """Tokens per sample."""
     sample_temperature: float = 0.8

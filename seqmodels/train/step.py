@@ -96,20 +96,25 @@ def split_batch(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(split, batch)
 
 
-def gradients(model: LanguageModel, params: Any, batch: Batch, loss: Loss, accumulate: int) -> tuple[Any, Metrics]:
-    """Gradient of the objective and summed metrics, over `accumulate` micro-batches one after the other."""
-    total = jnp.maximum(jnp.sum(batch["loss_mask"]), 1.0)
-    grad = jax.grad(lambda p, b: objective(model, p, b, loss, total, 1.0 / accumulate), has_aux=True)
-    if accumulate == 1:
-        return grad(params, batch)
+def over_micro_batches(function: Callable[[Batch], Any], batch: Batch, count: int) -> Any:
+    """The sum of `function` over `count` micro-batches, one after the other."""
+    if count == 1:
+        return function(batch)
 
     def body(carry: Any, micro: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, grad(params, micro)), None
+        return jax.tree.map(jnp.add, carry, function(micro)), None
 
-    micros = split_batch(batch, accumulate)
-    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micros))
+    micros = split_batch(batch, count)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], micros))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(body, zeros, micros)[0]
+
+
+def gradients(model: LanguageModel, params: Any, batch: Batch, loss: Loss, accumulate: int) -> tuple[Any, Metrics]:
+    """Gradient of the objective, and metrics: sums over tokens, means of auxiliary outputs."""
+    total = jnp.maximum(jnp.sum(batch["loss_mask"]), 1.0)
+    grad = jax.grad(lambda p, b: objective(model, p, b, loss, total, 1.0 / accumulate), has_aux=True)
+    return over_micro_batches(lambda micro: grad(params, micro), batch, accumulate)
 
 
 def make_step(
@@ -144,6 +149,7 @@ def make_step(
     return step
 
 
-def make_eval_step(model: LanguageModel, slices: int = 0) -> Callable[[Any, Batch], Metrics]:
+def make_eval_step(model: LanguageModel, accumulate: int = 1, slices: int = 0) -> Callable[[Any, Batch], Metrics]:
     """``(params, batch) -> sums`` of plain token losses, tokens and right guesses (see `measure`)."""
-    return lambda params, batch: measure(model, params, batch, Loss(slices=slices))[0]
+    loss = Loss(slices=slices)
+    return lambda params, batch: over_micro_batches(lambda b: measure(model, params, b, loss)[0], batch, accumulate)

@@ -1,0 +1,78 @@
+"""What an experiment needs to run: model, mesh, jitted steps and data, built once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from seqmodels.data.base import DataIterator, Shard
+from seqmodels.models.lm import LanguageModel
+from seqmodels.sharding import Partitioner, make_mesh, rows_of_process
+from seqmodels.train.experiment import Experiment
+from seqmodels.train.optim import make_optimiser, make_schedule
+from seqmodels.train.state import Placed, place_state
+from seqmodels.train.step import Batch, Metrics, TrainState, make_eval_step, make_step
+
+
+class Session(NamedTuple):
+    """The parts of a run that do not change."""
+
+    experiment: Experiment
+    model: LanguageModel
+    partitioner: Partitioner
+    optimiser: optax.GradientTransformation
+    placed: Placed
+    batch_shardings: dict[str, Any]
+    shard: Shard  # of the data: this process's rows
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # jitted, donates the state
+    eval_step: Callable[[Any, Batch], Metrics]  # jitted
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of the global batch."""
+        return self.experiment.train.batch_size * self.experiment.data.seq_len
+
+    def batches(self, split: str) -> DataIterator:
+        """This process's part of every global batch of a split, without end."""
+        train = self.experiment.train
+        return self.experiment.data.make(
+            split, batch_size=train.batch_size // self.shard.count, seed=train.seed, shard=self.shard, repeat=True
+        )
+
+
+def build(experiment: Experiment) -> Session:
+    """Make the parts of `experiment`; allocates nothing on devices.
+
+    Raises:
+      UserError: the mesh does not fit the devices, or the batch does not fit the mesh.
+    """
+    train, data = experiment.train, experiment.data
+    model = experiment.model.make()
+    partitioner = Partitioner(make_mesh(experiment.mesh), experiment.mesh.rules)
+    shape = jax.ShapeDtypeStruct((train.batch_size, data.seq_len), np.int32)
+    rows = rows_of_process(partitioner.batch({"tokens": shape}, train.accumulate)["tokens"], train.batch_size)
+    shard = Shard(rows.index, rows.count)
+    row = next(data.make("train", batch_size=1, seed=train.seed))
+    batch = {k: jax.ShapeDtypeStruct((train.batch_size, *v.shape[1:]), v.dtype) for k, v in row.items()}
+    shardings = partitioner.batch(batch, train.accumulate)
+
+    optimiser = make_optimiser(experiment.optim, train.steps)
+    schedule = make_schedule(experiment.optim, train.steps)
+    placed = place_state(model, optimiser, partitioner)
+    slices = len(data.slice_names)
+    step = jax.jit(
+        make_step(model, optimiser, train, schedule, slices),
+        donate_argnums=0,
+        in_shardings=(placed.shardings, shardings),
+        out_shardings=(placed.shardings, partitioner.replicated),
+    )
+    eval_step = jax.jit(
+        make_eval_step(model, train.accumulate, slices),
+        in_shardings=(placed.shardings.params, shardings),
+        out_shardings=partitioner.replicated,
+    )
+    return Session(experiment, model, partitioner, optimiser, placed, shardings, shard, step, eval_step)
