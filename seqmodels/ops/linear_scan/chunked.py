@@ -100,9 +100,11 @@ def _solve(a: Array, b: Array, state: Array, chunk_size: int | None, reverse: bo
 
 
 def _stepwise(a: Array, b: Array, state: Array, *, reverse: bool) -> Array:
-    """One pass over memory. On the CPU XLA compiles the loop into one kernel at 15 to 30 ns a step, and it was the fastest
-    form at every size tried (B8 T512 D256: 0.7 ms; associative scan 1.9, two levels of chunks 1.4, unrolled by 8 3.7;
-    B1 T65536 D16: 1.1 ms against 1.8, 2.2 and 3.5). An accelerator would pay a launch for every step instead.
+    """One pass over memory.
+
+    On the CPU XLA compiles the loop into one kernel at 15 to 30 ns a step, and it was the fastest form at every size
+    tried (B8 T512 D256: 0.7 ms; associative scan 1.9, two levels of chunks 1.4, unrolled by eight 3.7; B1 T65536 D16:
+    1.1 ms against 1.8, 2.2 and 3.5). An accelerator would pay a launch for every step instead.
     """
 
     def step(h, token):
