@@ -91,20 +91,26 @@ def use_platform(platform: str | None) -> None:
         raise UserError(f"--platform {platform} is not available here ({reason}); leave it out or use cpu") from None
 
 
-def parse_experiment(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, Any]:
-    """The command's own options, and the experiment of ``--config`` with all other arguments as overrides.
+def load_config(args: argparse.Namespace) -> Any:
+    """The experiment of ``--config``."""
+    if args.config is None:
+        raise UserError("--config is missing; give an experiment file, such as --config configs/quickstart.py")
+    return load(args.config)
 
-    ``--help`` after ``--config`` lists every field of that experiment too.
+
+def parse_experiment(
+    parser: Parser, argv: list[str], find: Callable[[argparse.Namespace], Any] = load_config
+) -> tuple[argparse.Namespace, Any]:
+    """The command's own options, and the experiment that `find` gets from them with all other arguments as overrides.
+
+    ``--help`` lists every field of that experiment too.
     """
     parser.add_argument("--config", metavar="FILE", help="experiment file, such as configs/quickstart.py")
-    wants_help = "-h" in argv or "--help" in argv
-    own, rest = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-    if wants_help:
+    asked = [word for word in argv if word in ("-h", "--help")]
+    args, rest = parser.parse_known_args([word for word in argv if word not in asked])
+    if asked:
         parser.print_help()
         print("\nEvery field of the experiment is an option too; with --config FILE they are listed here.\n")
-        if own.config is None:
+        if args.config is None:
             raise SystemExit(0)
-    if own.config is None:
-        raise UserError("--config is missing; give an experiment file, such as --config configs/quickstart.py")
-    experiment = load(own.config)
-    return own, override(experiment, [*rest, "--help"] if wants_help else rest, prog=parser.prog)
+    return args, override(find(args), rest + asked, prog=parser.prog)
