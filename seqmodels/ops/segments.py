@@ -53,11 +53,11 @@ class Regrouped(NamedTuple):
 
     def gather(self, x: Array) -> Array:
         """[B,T,...] -> [B,P,...]; empty places hold zeros."""
-        return _move(x, self.source, self.place)
+        return move(x, self.source, self.place)
 
     def scatter(self, y: Array) -> Array:
         """[B,P,...] -> [B,T,...]; padding gets zeros."""
-        return _move(y, self.place, self.source)
+        return move(y, self.place, self.source)
 
     @property
     def ids(self) -> Array:
@@ -69,7 +69,7 @@ def _take(x: Array, index: Array) -> Array:
     return jax.vmap(lambda row, i: row.at[i].get(mode="fill", fill_value=0))(x, index)
 
 
-def _move(x: Array, index: Array, inverse: Array) -> Array:
+def move(x: Array, index: Array, inverse: Array) -> Array:
     """`_take`, with the gather by `inverse` as its transpose: several times faster on the CPU than the scatter-add."""
     return _moved(x, index, inverse) if jnp.issubdtype(x.dtype, jnp.inexact) else _take(x, index)
 

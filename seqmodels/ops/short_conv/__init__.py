@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from seqmodels.axes import Array, accumulate_dtype
+from seqmodels.ops import checks
 from seqmodels.ops.dispatch import Implementation, dispatch
-from seqmodels.ops.short_conv import reference
+from seqmodels.ops.short_conv import chunked, reference
 
-IMPLEMENTATIONS = {"reference": Implementation(reference.run)}
+IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implementation(reference.run)}
 
 
 def short_conv(
@@ -24,7 +25,8 @@ def short_conv(
 ) -> tuple[Array, Array]:
     """``y_t = act(bias + sum_j weight[j] * x_{t-W+1+j})``, every channel by itself.
 
-    The last row of `weight` multiplies the current token. Inputs before a document are zeros. Padding is skipped as if it were not there.
+    The last row of `weight` multiplies the current token. Inputs before a document are zeros. Padding is skipped as if
+    it were not there.
 
     Args:
       x: ``[B,T,D]``.
@@ -72,12 +74,16 @@ def _check(
     segment_ids: Array | None,
     num_segments: int | None,
 ) -> None:
-    if x.ndim != 3:
-        raise ValueError(f"short_conv: x has shape {x.shape}, expected [B,T,D]")
-    channels = x.shape[2]
-    if weight.ndim != 2 or weight.shape[0] < 1 or weight.shape[1] != channels:
-        raise ValueError(f"short_conv: weight has shape {weight.shape}, expected [W,{channels}] with W >= 1")
-    if bias is not None and bias.shape != (channels,):
-        raise ValueError(f"short_conv: bias has shape {bias.shape}, expected ({channels},)")
+    sizes: dict[str, int] = {}
+    checks.floating(x=x, weight=weight, bias=bias, state=state)
+    checks.match("x", x, "B T D", sizes)
+    checks.match("weight", weight, "W D", sizes)
+    checks.positive("the width W of weight", sizes["W"])
+    if bias is not None:
+        checks.match("bias", bias, "D", sizes)
+    checks.segment_ids(segment_ids, num_segments, sizes)
+    if state is not None:
+        carried = f"B {sizes['W'] - 1} D"
+        checks.match("state", state, checks.state_axes(carried, num_segments, sizes), sizes)
     if activation not in (None, "silu"):
-        raise ValueError(f"short_conv: activation={activation!r} is unknown, expected None or 'silu'")
+        raise ValueError(f"activation={activation!r} is unknown, expected None or 'silu'; apply another one yourself")
