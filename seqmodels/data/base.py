@@ -108,7 +108,8 @@ class DataIterator:
         """Continue from a position given by `get_state` of an iterator over the same stream.
 
         Raises:
-            UserError: `state` is damaged, or it belongs to another dataset, split, seed or batch size.
+            UserError: `state` is damaged, or it belongs to another dataset, split, seed or batch size. The iterator
+                then stays where it was.
         """
         try:
             saved = json.loads(state)
@@ -116,9 +117,11 @@ class DataIterator:
         except (ValueError, KeyError, TypeError):
             raise UserError("data state: not a saved position of a data iterator; take it from get_state()") from None
         _same(identity, self._identity)
+        before = self._source.get_state()
         try:
             self._source.set_state(_tuples(position))
         except (KeyError, TypeError, IndexError, AttributeError) as error:
+            self._source.set_state(before)
             raise UserError(f"data state: the position is damaged ({error}); resume from another checkpoint") from None
 
 

@@ -17,7 +17,7 @@ from seqmodels.errors import UserError
 
 OPEN_ROWS = 64
 """Rows that the fitting strategies fill at the same time."""
-MIXED_ROWS = 1024
+MIXED_ROWS = 256
 """Rows that are shuffled among each other, so that a batch does not come from one long document."""
 READ_AHEAD = 64
 """Documents that are read and tokenised in advance."""

@@ -94,9 +94,11 @@ class TFDSText(Dataset):
                 f"splits: {wanted!r} is not a split of {self.name}; use {', '.join(known)} or slices of them"
             )
         name = f"{self.name.partition(':')[0]}:{self.directory.name}"
-        data: Any = tfds.data_source(name, split=wanted, data_dir=os.path.expanduser(self.data_dir), download=False)
-        if not len(data):
-            raise UserError(f"splits: {wanted!r} of {self.name} is empty; name another split")
+        try:
+            data: Any = tfds.data_source(name, split=wanted, data_dir=os.path.expanduser(self.data_dir), download=False)
+        except ValueError as error:  # an empty slice, or a mistake in its syntax
+            reason = str(error).splitlines()[0]
+            raise UserError(f"splits: {wanted!r} of {self.name} cannot be read ({reason}); name another part") from None
         return data
 
     def batches(self, split: str, batch_size: int, seed: int, shard: Shard, repeat: bool) -> Checkpointable:
