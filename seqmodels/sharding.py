@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -257,8 +257,3 @@ def rows_of_process(sharding: NamedSharding, batch_size: int) -> Rows:
 def to_devices(batch: dict[str, np.ndarray], shardings: dict[str, NamedSharding]) -> dict[str, jax.Array]:
     """Global arrays from the rows that this process loaded."""
     return {name: jax.make_array_from_process_local_data(shardings[name], rows) for name, rows in batch.items()}
-
-
-def initialise(init: Callable[..., Any], shardings: Any, *args: Any) -> Any:
-    """``init(*args)`` unboxed, every leaf born where `shardings` puts it."""
-    return jax.jit(lambda *a: unbox(init(*a)), out_shardings=shardings)(*args)

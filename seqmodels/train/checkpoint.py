@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from seqmodels.errors import UserError
 from seqmodels.sharding import path_name
 from seqmodels.train.experiment import CheckpointConfig
-from seqmodels.train.state import TrainState
+from seqmodels.train.state import Placed, TrainState
 
 logger = logging.getLogger("seqmodels.checkpoint")
 
@@ -126,14 +126,15 @@ class Checkpointer:
             (self.directory / str(step) / MANIFEST).unlink()  # from here on it counts as unfinished
             shutil.rmtree(self.directory / str(step))
 
-    def restore(self, abstract: TrainState, shardings: TrainState) -> Restored | None:
-        """The newest checkpoint that is whole, on the given shardings; ``None`` if there is none.
+    def restore(self, placed: Placed) -> Restored | None:
+        """The newest checkpoint that is whole, on the shardings of `placed`; ``None`` if there is none.
 
         What comes after it is set aside (renamed to ``STEP.damaged``), for training will write these steps again.
 
         Raises:
           UserError: the checkpoint is of another architecture or optimiser.
         """
+        abstract, shardings = placed.abstract, placed.shardings
         step = self._agree_on_step()
         if step is None:
             return None

@@ -93,9 +93,9 @@ class Trainer:
     def start(self, resume: bool) -> None:
         """Make the first state, or restore the newest whole checkpoint."""
         session = self.session
-        restored = self.checkpoints.restore(*session.placed) if resume else None
+        restored = self.checkpoints.restore(session.placed) if resume else None
         if restored is None:
-            self.state, self.step = create_state(session.model, session.optimiser, session.placed, self.cfg.seed), 0
+            self.state, self.step = create_state(session.placed, self.cfg.seed), 0
         else:
             self.state, self.step = restored.state, restored.step
             self.train.set_state(own_position(restored.positions))
@@ -197,7 +197,7 @@ class Trainer:
         metrics: dict[str, float] = {}
         if jax.process_index() == 0:
             for entry in read_metrics(self.run_dir.path):
-                metrics |= entry
+                metrics |= {name: value for name, value in entry.items() if name != "step"}
             plot_loss(self.run_dir.path)
         if stopped:
             self.progress.say(

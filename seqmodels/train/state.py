@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +12,7 @@ import optax
 
 from seqmodels.axes import Array
 from seqmodels.models.lm import LanguageModel
-from seqmodels.sharding import Partitioner, initialise, unbox
+from seqmodels.sharding import Partitioner, unbox
 
 
 class TrainState(NamedTuple):
@@ -24,10 +26,11 @@ class TrainState(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """A state described without being allocated, and where its arrays lie."""
+    """A state described without being allocated, where its arrays lie, and how to make it."""
 
     abstract: TrainState
     shardings: TrainState
+    init: Callable[[Array], TrainState]  # from a key; parameters boxed
 
 
 def init_state(model: LanguageModel, optimiser: optax.GradientTransformation, key: Array) -> TrainState:
@@ -40,16 +43,15 @@ def init_state(model: LanguageModel, optimiser: optax.GradientTransformation, ke
 
 def place_state(model: LanguageModel, optimiser: optax.GradientTransformation, partitioner: Partitioner) -> Placed:
     """Shapes, dtypes and shardings of the state, from ``jax.eval_shape``; call it outside of any mesh."""
-    boxed = jax.eval_shape(lambda key: init_state(model, optimiser, key), jax.random.key(0))
+    init = functools.partial(init_state, model, optimiser)
+    boxed = jax.eval_shape(init, jax.random.key(0))
     abstract = unbox(boxed)
     params = partitioner.parameters(boxed.params)
     opt_state = partitioner.like(abstract.opt_state, abstract.params, params)
     whole = partitioner.replicated
-    return Placed(abstract, TrainState(params, opt_state, whole, whole, whole))
+    return Placed(abstract, TrainState(params, opt_state, whole, whole, whole), init)
 
 
-def create_state(
-    model: LanguageModel, optimiser: optax.GradientTransformation, placed: Placed, seed: int
-) -> TrainState:
+def create_state(placed: Placed, seed: int) -> TrainState:
     """A fresh state, every array born where `placed` puts it."""
-    return initialise(lambda key: init_state(model, optimiser, key), placed.shardings, jax.random.key(seed))
+    return unbox(jax.jit(placed.init, out_shardings=placed.shardings)(jax.random.key(seed)))
