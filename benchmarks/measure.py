@@ -21,9 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def interleave(
-    programs: Mapping[Name, Callable[[], Any]], *, rounds: int = 7, sample_seconds: float = 0.02
+    programs: Mapping[Name, Callable[[], Any]],
+    *,
+    rounds: int = 7,
+    sample_seconds: float = 0.02,
+    summary: Callable[[list[float]], float] = statistics.median,
 ) -> dict[Name, float]:
-    """Median seconds per call of every program.
+    """Seconds per call of every program: the median over all turns, or another `summary`.
 
     The programs take turns (A B, then B A, and so on), so that whatever else the machine does falls on all of them
     alike. A program shorter than `sample_seconds` is called several times per turn. The first call is not counted.
@@ -36,7 +40,7 @@ def interleave(
     for turn in range(rounds):
         for name in list(programs)[:: 1 if turn % 2 == 0 else -1]:
             samples[name].append(_seconds(programs[name], repeats[name]))
-    return {name: statistics.median(values) for name, values in samples.items()}
+    return {name: summary(values) for name, values in samples.items()}
 
 
 def _seconds(program: Callable[[], Any], repeats: int) -> float:
