@@ -85,9 +85,8 @@ class Stream:
             pack = {"first_fit": experimental.FirstFitPackIterDataset, "best_fit": experimental.BestFitPackIterDataset}
             pieces = experimental.FlatMapIterDataset(pairs, Cut(self.seq_len))
             packed = pack[self.packing](pieces, length_struct=lengths, num_packing_bins=OPEN_ROWS, seed=seed)
-        mixed = experimental.WindowShuffleIterDataset(
-            packed, window_size=MIXED_ROWS, seed=seed // 2
-        )  # room to count up
+        # Grain adds the window's number to the seed, which must stay below 2**32
+        mixed = experimental.WindowShuffleIterDataset(packed, window_size=MIXED_ROWS, seed=seed // 2)
         return mixed.map(_row)
 
     def _batch(self, rows: Sequence[Row], size: int) -> Row:
