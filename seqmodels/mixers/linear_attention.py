@@ -74,7 +74,8 @@ class LinearAttentionState(NamedTuple):
     """The sums over the past."""
 
     cursor: Cursor
-    memory: Array  # [B,H,K,V] float32; with normalize="sum" one more column holds the normaliser z
+    memory: Array  # [B,H,K,V] float32
+    normalizer: Array | None  # [B,H,K] float32, with normalize="sum" only
 
 
 class LinearAttention(Mixer):
@@ -98,17 +99,17 @@ class LinearAttention(Mixer):
         q = feature_map(parts.split(parts.into(self, "q_proj", H * K)(x), H))
         k = feature_map(parts.split(parts.into(self, "k_proj", H * K)(x), H))
         v = parts.split(parts.into(self, "v_proj", H * V)(x), H)
+        past, packed = entry.carried((held.memory, held.normalizer)), {"segment_ids": segment_ids}
         if cfg.normalize == "sum":
-            v = jnp.concatenate([v, jnp.ones((*v.shape[:-1], 1), v.dtype)], axis=-1)
-        o, memory = ops.linear_attention(q, k, v, state=entry.carried(held.memory), segment_ids=segment_ids)
-        if cfg.normalize == "sum":
-            o = o[..., :-1] / (o[..., -1:] + jnp.asarray(cfg.eps, o.dtype))
-        elif cfg.normalize == "rms":
+            o, after = ops.normalized_linear_attention(q, k, v, state=past, eps=cfg.eps, **packed)
+        else:
+            o, memory = ops.linear_attention(q, k, v, state=past[0], **packed)
+            after = (memory, None)
+        if cfg.normalize == "rms":
             o = RMSNorm(eps=cfg.eps, param_dtype=self.param_dtype, name="o_norm")(o)
-        return parts.out_of(self)(parts.merge(o)), LinearAttentionState(entry.cursor, memory), {}
+        return parts.out_of(self)(parts.merge(o)), LinearAttentionState(entry.cursor, *after), {}
 
     def init_state(self, batch: int, max_length: int | None = None) -> LinearAttentionState:
-        K, V = parts.head_sizes(self.cfg, self.dim)
-        columns = V + (self.cfg.normalize == "sum")
-        memory = jnp.zeros((batch, self.cfg.num_heads, K, columns), jnp.float32)
-        return LinearAttentionState(Cursor.zeros(batch), memory)
+        H, (K, V) = self.cfg.num_heads, parts.head_sizes(self.cfg, self.dim)
+        normalizer = jnp.zeros((batch, H, K), jnp.float32) if self.cfg.normalize == "sum" else None
+        return LinearAttentionState(Cursor.zeros(batch), jnp.zeros((batch, H, K, V), jnp.float32), normalizer)
