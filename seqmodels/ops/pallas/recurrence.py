@@ -1,0 +1,355 @@
+"""The walk over chunks on a TPU: one Mosaic kernel forward, one backward, for any op with a ``[K,V]`` state.
+
+The grid visits the chunks of a sequence in order (backwards in the backward pass) with the state of every head in VMEM
+scratch. What happens on a chunk of a head is the op's *cell* (see ``linear_attention/cell.py``):
+
+* ``kinds``: for every column input ``"key"``, ``"value"`` or ``"gate"`` (K columns per value head);
+* ``rows``: how many numbers per token and value head there are, the ``row [rows,C]`` (``None`` for 0);
+* ``forward(marks, columns, row, state) -> (out, state)``;
+* ``backward(marks, columns, row, state, d_out, d_state) -> (d_columns, d_row, d_state)``.
+
+The forward pass can save the state before every chunk, all that the backward pass needs beside the inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from seqmodels.axes import Array
+from seqmodels.ops.pallas.algebra import chunk_marks, where
+from seqmodels.ops.pallas.layout import Layout
+
+
+class Operands(NamedTuple):
+    """Inputs of a recurrence as `Layout` describes them; ``None`` where there is nothing."""
+
+    columns: tuple[Array, ...]
+    rows: Array | None
+    marks: Array | None
+    route: Array | None
+    state: Array
+
+
+class _Position(NamedTuple):
+    """Where a grid step is."""
+
+    first: Any  # the sequence (or segment) begins with this chunk
+    last: Any
+    live: Any  # False in a chunk without tokens
+    group: Any  # index of the block of value heads
+
+
+def forward(layout: Layout, cell: Any, operands: Operands, save: bool, interpret: bool) -> tuple[Array, Array, Any]:
+    """``(out [B,T,H*V], state, states before every chunk or None)``."""
+    specs = _Specs(layout, reverse=False)
+    saved = [(specs.chunk_state, jax.ShapeDtypeStruct(_saved_shape(layout), jnp.float32))] if save else []
+    outs = [
+        (
+            specs.columns("value"),
+            jax.ShapeDtypeStruct((layout.B, layout.T, layout.H * layout.V), _value_dtype(operands)),
+        ),
+        (specs.state, jax.ShapeDtypeStruct(operands.state.shape, jnp.float32)),
+        *saved,
+    ]
+    out, state, *states = _call(
+        functools.partial(_forward_kernel, layout, cell),
+        specs,
+        cell.kinds,
+        operands,
+        extra=[],
+        outs=outs,
+        scratch=[_state_scratch(layout)],
+        interpret=interpret,
+        state_out=1,
+        name=f"{type(cell).__name__}_forward",
+    )
+    return out, state, states[0] if save else None
+
+
+def backward(
+    layout: Layout, cell: Any, operands: Operands, states: Array, d_out: Array, interpret: bool
+) -> tuple[tuple[Array, ...], Array | None, Array]:
+    """Gradients of the columns, the rows and the incoming state; ``operands.state`` is that of the outgoing state."""
+    specs = _Specs(layout, reverse=True)
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
+    outs = [(specs.columns(kind), like(x)) for kind, x in zip(cell.kinds, operands.columns)]
+    outs += [] if operands.rows is None else [(specs.rows(operands.rows.shape[3]), like(operands.rows))]
+    outs += [(specs.state, like(operands.state))]
+    shared = [pltpu.VMEM((layout.C, layout.keys * layout.K), jnp.float32) for kind in cell.kinds if kind == "key"]
+    results = _call(
+        functools.partial(_backward_kernel, layout, cell),
+        specs,
+        cell.kinds,
+        operands,
+        extra=[(specs.columns("value"), d_out), (specs.chunk_state, states)],
+        outs=outs,
+        scratch=[_state_scratch(layout), *(shared if layout.groups > 1 else [])],
+        interpret=interpret,
+        state_out=len(outs) - 1,
+        name=f"{type(cell).__name__}_backward",
+    )
+    count = len(cell.kinds)
+    return tuple(results[:count]), None if operands.rows is None else results[count], results[-1]
+
+
+def _value_dtype(operands: Operands) -> Any:
+    return operands.columns[2].dtype
+
+
+def _saved_shape(layout: Layout) -> tuple[int, ...]:
+    return layout.B, layout.chunks, layout.H // layout.heads, layout.V, layout.heads * layout.K
+
+
+def _state_scratch(layout: Layout) -> Any:
+    return pltpu.VMEM((layout.groups, layout.V, layout.heads * layout.K), jnp.float32)
+
+
+class _Specs:
+    """Block specifications over the grid of `Layout`."""
+
+    def __init__(self, layout: Layout, reverse: bool):
+        self.layout, self.reverse = layout, reverse
+
+    def chunk(self, step: Any) -> Any:
+        return self.layout.chunks - 1 - step if self.reverse else step
+
+    def _spec(self, shape: tuple[int, ...], index: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:
+        return pl.BlockSpec(shape, lambda b, h, n, g, *route: index(b, h, self.chunk(n), g, *route))
+
+    def columns(self, kind: str) -> pl.BlockSpec:
+        layout = self.layout
+        block = (1, layout.C, layout.count(kind) * layout.width(kind))
+        if kind == "key":
+            return self._spec(block, lambda b, h, n, g, *_: (b, n, h))
+        return self._spec(block, lambda b, h, n, g, *_: (b, n, h * layout.groups + g))
+
+    def rows(self, count: int) -> pl.BlockSpec:
+        layout = self.layout
+        block = (1, layout.heads, 1, count, layout.C)
+        return self._spec(block, lambda b, h, n, g, *_: (b, h * layout.groups + g, n, 0, 0))
+
+    @property
+    def marks(self) -> pl.BlockSpec:
+        return self._spec((1, 1, 1, self.layout.C), lambda b, h, n, g, *_: (b, n, 0, 0))
+
+    @property
+    def state(self) -> pl.BlockSpec:
+        layout = self.layout
+        block = (1, 1, layout.groups, layout.V, layout.heads * layout.K)
+
+        def index(b, h, n, g, *route):
+            slot = route[0][b * layout.chunks + n] >> 3 if route else 0
+            return b, slot, h, 0, 0
+
+        return self._spec(block, index)
+
+    @property
+    def chunk_state(self) -> pl.BlockSpec:
+        layout = self.layout
+        block = (1, 1, 1, layout.V, layout.heads * layout.K)
+        return self._spec(block, lambda b, h, n, g, *_: (b, n, h * layout.groups + g, 0, 0))
+
+
+def _call(
+    kernel: Callable[..., None],
+    specs: _Specs,
+    kinds: Sequence[str],
+    operands: Operands,
+    extra: list[tuple[pl.BlockSpec, Array]],
+    outs: list[tuple[pl.BlockSpec, jax.ShapeDtypeStruct]],
+    scratch: list[Any],
+    interpret: bool,
+    state_out: int,
+    name: str,
+) -> Sequence[Array]:
+    """Run `kernel` with a `_Refs` of the inputs, then output and scratch references."""
+    inputs = [(specs.columns(kind), x) for kind, x in zip(kinds, operands.columns)]
+    if operands.rows is not None:
+        inputs.append((specs.rows(operands.rows.shape[3]), operands.rows))
+    if operands.marks is not None:
+        inputs.append((specs.marks, operands.marks))
+    inputs += [*extra, (specs.state, operands.state)]
+    prefetch = [] if operands.route is None else [operands.route]
+
+    def body(*refs):
+        position = _position(specs, refs[0] if prefetch else None)
+        kernel(position, *refs[len(prefetch) :])
+
+    return pl.pallas_call(
+        body,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(prefetch),
+            grid=specs.layout.grid,
+            in_specs=[spec for spec, _ in inputs],
+            out_specs=[spec for spec, _ in outs],
+            scratch_shapes=scratch,
+        ),
+        out_shape=[shape for _, shape in outs],
+        # States that no chunk visits must come out as they went in.
+        input_output_aliases={len(prefetch) + len(inputs) - 1: state_out} if prefetch else {},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
+        interpret=pltpu.InterpretParams(detect_races=True) if interpret else False,
+        name=name,
+    )(*prefetch, *[x for _, x in inputs])
+
+
+def _position(specs: _Specs, route: Any) -> _Position:
+    n, group = specs.chunk(pl.program_id(2)), pl.program_id(3)
+    if route is None:
+        return _Position(n == 0, n == specs.layout.chunks - 1, True, group)
+    word = route[pl.program_id(0) * specs.layout.chunks + n]
+    return _Position((word & 2) != 0, (word & 1) != 0, (word & 4) != 0, group)
+
+
+def _when(condition: Any, run: Callable[[], None]) -> None:
+    """`run` where `condition` holds, without a branch if it is known to."""
+    if condition is True:
+        run()
+    else:
+        pl.when(condition)(run)
+
+
+class _Inputs:
+    """The input references of a kernel, with the values of one head at a time in float32 and padding set to 0."""
+
+    def __init__(self, layout: Layout, cell: Any, refs: Sequence[Any]):
+        self.layout, self.kinds = layout, cell.kinds
+        refs = list(refs)
+        self.columns = [refs.pop(0) for _ in cell.kinds]
+        self.rows = refs.pop(0) if cell.rows else None
+        row = refs.pop(0)[0, 0] if layout.masked else None  # [1,C]
+        self.real = None if row is None else row > 0
+        self.marks = chunk_marks(row, layout.C)
+        self.rest = refs
+
+    def column(self, ref: Any, kind: str, head: int) -> Array:
+        """Columns ``[C,K or V]`` of a value head."""
+        width = self.layout.width(kind)
+        at = self.layout.key_of(head) if kind == "key" else head
+        return where(self.marks.real, ref[0, :, at * width : (at + 1) * width].astype(jnp.float32))
+
+    def head_columns(self, head: int) -> tuple[Array, ...]:
+        return tuple(self.column(ref, kind, head) for ref, kind in zip(self.columns, self.kinds))
+
+    def head_row(self, head: int) -> Array | None:
+        """Numbers per token ``[R,C]`` of a value head."""
+        return None if self.rows is None else self.mask_row(self.rows[0, head, 0])
+
+    def mask_row(self, row: Array) -> Array:
+        return row if self.real is None else jnp.where(jnp.broadcast_to(self.real, row.shape), row, 0.0)
+
+    def store(self, ref: Any, kind: str, at: int, value: Array) -> None:
+        """Write the columns of one head (of a key head for ``"key"``), padding set to 0."""
+        width = self.layout.width(kind)
+        ref[0, :, at * width : (at + 1) * width] = where(self.marks.real, value).astype(ref.dtype)
+
+
+def _forward_kernel(layout: Layout, cell: Any, position: _Position, *refs: Any) -> None:
+    inputs = _Inputs(layout, cell, refs)
+    state, out, state_out, *saved, held = inputs.rest
+    group = position.group
+
+    @pl.when(position.first)
+    def _():
+        held[group] = state[0, 0, group]
+
+    def chunk():
+        for ref in saved:
+            ref[0, 0, 0] = held[group]
+        for head in range(layout.heads):
+            at = slice(head * layout.K, (head + 1) * layout.K)
+            result, after = cell.forward(
+                inputs.marks, inputs.head_columns(head), inputs.head_row(head), held[group, :, at]
+            )
+            held[group, :, at] = after
+            inputs.store(out, "value", head, result)
+
+    _when(position.live, chunk)
+
+    @pl.when(position.last)
+    def _():
+        state_out[0, 0, group] = held[group]
+
+
+def _backward_kernel(layout: Layout, cell: Any, position: _Position, *refs: Any) -> None:
+    inputs = _Inputs(layout, cell, refs)
+    d_out, states, d_state, *rest = inputs.rest
+    d_columns, rest = rest[: len(cell.kinds)], rest[len(cell.kinds) :]
+    d_rows, rest = (rest[0], rest[1:]) if cell.rows else (None, rest)
+    d_state_out, held, *shared = rest
+    group = position.group
+
+    @pl.when(position.last)
+    def _():
+        held[group] = d_state[0, 0, group]
+
+    def chunk():
+        sums = _KeySums(layout, cell.kinds)
+        for head in range(layout.heads):
+            at = slice(head * layout.K, (head + 1) * layout.K)
+            gradients, d_row, before = cell.backward(
+                inputs.marks,
+                inputs.head_columns(head),
+                inputs.head_row(head),
+                states[0, 0, 0, :, at],
+                inputs.column(d_out, "value", head),
+                held[group, :, at],
+            )
+            held[group, :, at] = before
+            if d_rows is not None:
+                d_rows[0, head, 0] = inputs.mask_row(d_row)
+            for index, (kind, gradient) in enumerate(zip(cell.kinds, gradients)):
+                if kind == "key":
+                    sums.add(index, head, gradient)
+                else:
+                    inputs.store(d_columns[index], kind, head, gradient)
+        sums.write(inputs, d_columns, shared, group)
+
+    _when(position.live, chunk)
+
+    @pl.when(position.first)
+    def _():
+        d_state_out[0, 0, group] = held[group]
+
+
+class _KeySums:
+    """Gradients of key heads, summed over the value heads that share them: in this grid step, then over the group."""
+
+    def __init__(self, layout: Layout, kinds: Sequence[str]):
+        self.layout = layout
+        self.sums: dict[int, dict[int, Array]] = {index: {} for index, kind in enumerate(kinds) if kind == "key"}
+
+    def add(self, index: int, head: int, gradient: Array) -> None:
+        at = self.layout.key_of(head)
+        held = self.sums[index].get(at)
+        self.sums[index][at] = gradient if held is None else held + gradient
+
+    def write(self, inputs: _Inputs, refs: Sequence[Any], shared: Sequence[Any], group: Any) -> None:
+        for number, (index, by_head) in enumerate(self.sums.items()):
+            for at, total in by_head.items():
+                if self.layout.groups == 1:
+                    inputs.store(refs[index], "key", at, total)
+                else:
+                    self._accumulate(inputs, refs[index], shared[number], at, total, group)
+
+    def _accumulate(self, inputs: _Inputs, ref: Any, sums: Any, at: int, total: Array, group: Any) -> None:
+        columns = slice(at * self.layout.K, (at + 1) * self.layout.K)
+
+        @pl.when(group == 0)
+        def _():
+            sums[:, columns] = total
+
+        @pl.when(group > 0)
+        def _():
+            sums[:, columns] += total
+
+        @pl.when(group == self.layout.groups - 1)
+        def _():
+            inputs.store(ref, "key", at, sums[:, columns])
