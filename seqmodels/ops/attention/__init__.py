@@ -5,12 +5,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from seqmodels.axes import Array
-from seqmodels.ops import segments
-from seqmodels.ops.attention import reference
+from seqmodels.ops import checks, segments
+from seqmodels.ops.attention import chunked, reference
 from seqmodels.ops.attention.mask import Tokens
 from seqmodels.ops.dispatch import Implementation, dispatch
 
-IMPLEMENTATIONS = {"reference": Implementation(reference.run)}
+IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implementation(reference.run)}
 
 
 def attention(
@@ -60,7 +60,7 @@ def attention(
       ValueError: shapes or dtypes do not fit, or the order of queries and keys is not known (``S != T`` or
         `kv_segment_ids` without positions).
     """
-    _check(q, k, v, sink, window)
+    _check(q, k, v, sink, window, chunk_size)
     queries, keys = _tokens(q, k, causal or window is not None, segment_ids, kv_segment_ids, positions, kv_positions)
     return dispatch(
         "attention",
@@ -79,20 +79,17 @@ def attention(
     )
 
 
-def _check(q: Array, k: Array, v: Array, sink: Array | None, window: int | None) -> None:
-    if q.ndim != 4:
-        raise ValueError(f"attention: q has shape {q.shape}, expected [B,T,H,K]")
-    batch, _, heads, size = q.shape
-    if k.ndim != 4 or k.shape[0] != batch or k.shape[3] != size:
-        raise ValueError(f"attention: k has shape {k.shape}, expected [{batch},S,Hk,{size}] to fit q {q.shape}")
-    if v.ndim != 4 or v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"attention: v has shape {v.shape}, expected [{batch},{k.shape[1]},{k.shape[2]},V] to fit k")
-    if k.shape[2] == 0 or heads % k.shape[2]:
-        raise ValueError(f"attention: k has {k.shape[2]} heads, expected a divisor of the {heads} heads of q")
-    if sink is not None and sink.shape != (heads,):
-        raise ValueError(f"attention: sink has shape {sink.shape}, expected ({heads},), one logit per head of q")
-    if window is not None and window < 1:
-        raise ValueError(f"attention: window={window}, expected at least 1 (the query itself), or None for no window")
+def _check(q: Array, k: Array, v: Array, sink: Array | None, window: int | None, chunk_size: int | None) -> None:
+    sizes: dict[str, int] = {}
+    checks.floating(q=q, k=k, v=v, sink=sink)
+    checks.match("q", q, "B T H K", sizes)
+    checks.match("k", k, "B S Hk K", sizes)
+    checks.match("v", v, "B S Hk V", sizes)
+    checks.multiple("the number of heads of q", sizes["H"], "that of k", sizes["Hk"])
+    if sink is not None:
+        checks.match("sink", sink, "H", sizes)
+    checks.positive("window", window)
+    checks.positive("chunk_size", chunk_size)
 
 
 def _tokens(
@@ -111,15 +108,15 @@ def _tokens(
     for name, at, size in (("positions", positions, length), ("kv_positions", kv_positions, other)):
         _check_integers(name, at, ((batch, size), (size,), (1, size)))
     if segment_ids is None and kv_segment_ids is not None:
-        raise ValueError("attention: kv_segment_ids without segment_ids; pass the ids of the queries too")
+        raise ValueError("kv_segment_ids without segment_ids; pass the ids of the queries too")
     if positions is None and kv_positions is not None:
-        raise ValueError("attention: kv_positions without positions; pass the positions of the queries too")
+        raise ValueError("kv_positions without positions; pass the positions of the queries too")
     if kv_segment_ids is None and segment_ids is not None:
         _same_length("kv_segment_ids", length, other)
         segment_ids = jnp.where(segment_ids == 0, 0, segments.document_index(segment_ids) + 1)
         kv_segment_ids = segment_ids
     elif kv_segment_ids is not None and positions is None and ordered:
-        raise ValueError("attention: kv_segment_ids without positions; pass positions and kv_positions too")
+        raise ValueError("kv_segment_ids without positions; pass positions and kv_positions too")
     if kv_positions is None and positions is not None:
         _same_length("kv_positions", length, other)
         kv_positions = positions
@@ -134,11 +131,11 @@ def _check_integers(name: str, array: Array | None, shapes: tuple[tuple[int, ...
         return
     if array.shape not in shapes:
         expected = " or ".join(str(shape) for shape in shapes)
-        raise ValueError(f"attention: {name} has shape {array.shape}, expected {expected}")
+        raise ValueError(f"{name} has shape {array.shape}, expected {expected}; one number per token")
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ValueError(f"attention: {name} has dtype {array.dtype}, expected int32; cast it with .astype")
+        raise ValueError(f"{name} has dtype {array.dtype}, expected int32; cast it with .astype")
 
 
 def _same_length(name: str, queries: int, keys: int) -> None:
     if queries != keys:
-        raise ValueError(f"attention: {queries} queries against {keys} keys need {name}; pass them, or equal lengths")
+        raise ValueError(f"{queries} queries against {keys} keys need {name}; pass them, or equal lengths")

@@ -24,17 +24,20 @@ def run(
     """``q [B,T,H,K]``, ``k [B,S,Hk,K]``, ``v [B,S,Hk,V]`` -> ``[B,T,H,V]`` in `q`'s dtype."""
     del chunk_size
     dtype = accumulate_dtype(q, k, v)
-    repeat = q.shape[2] // k.shape[2]
-    k, v = (jnp.repeat(x.astype(dtype), repeat, axis=2) for x in (k, v))
-    logits = jnp.einsum("bthk,bshk->bhts", q.astype(dtype) * scale, k)
+    batch, length, heads, size = q.shape
+    groups = k.shape[2]
+    grouped = q.astype(dtype).reshape(batch, length, groups, heads // groups, size) * scale
+    logits = jnp.einsum("btgrk,bsgk->bgrts", grouped, k.astype(dtype))
     seen = visible(queries.filled(q.shape[1]), keys.filled(k.shape[1]), causal=causal, window=window)
-    logits = jnp.where(seen[:, None], logits, -jnp.inf)
-    nothing = jnp.full((*logits.shape[:-1], 1), -jnp.inf, dtype)
-    extra = nothing if sink is None else jnp.broadcast_to(sink.astype(dtype)[None, :, None, None], nothing.shape)
+    logits = jnp.where(seen[:, None, None], logits, -jnp.inf)
+    extra = jnp.full((*logits.shape[:-1], 1), -jnp.inf, dtype)
+    if sink is not None:
+        extra = jnp.broadcast_to(sink.astype(dtype).reshape(1, groups, -1, 1, 1), extra.shape)
     logits = jnp.concatenate([logits, extra], axis=-1)
     highest = jnp.max(logits, axis=-1, keepdims=True)
     highest = jnp.where(jnp.isfinite(highest), highest, 0.0)  # a row that sees nothing
     weights = jnp.exp(logits - highest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = weights / jnp.where(total == 0, 1.0, total)
-    return jnp.einsum("bhts,bshv->bthv", weights[..., :-1], v).astype(q.dtype)
+    weights = (weights / jnp.where(total == 0, 1.0, total))[..., :-1]
+    out = jnp.einsum("bgrts,bsgv->btgrv", weights, v.astype(dtype))
+    return out.reshape(batch, length, heads, v.shape[-1]).astype(q.dtype)
