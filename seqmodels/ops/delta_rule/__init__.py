@@ -6,10 +6,10 @@ import jax.numpy as jnp
 
 from seqmodels.axes import Array
 from seqmodels.ops import checks
-from seqmodels.ops.delta_rule import reference
+from seqmodels.ops.delta_rule import chunked, reference
 from seqmodels.ops.dispatch import Implementation, dispatch
 
-IMPLEMENTATIONS = {"reference": Implementation(reference.run)}
+IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implementation(reference.run)}
 
 
 def delta_rule(

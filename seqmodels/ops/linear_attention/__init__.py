@@ -9,9 +9,13 @@ import jax.numpy as jnp
 from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.ops import checks
 from seqmodels.ops.dispatch import Implementation, dispatch
-from seqmodels.ops.linear_attention import reference
+from seqmodels.ops.linear_attention import chunked, pallas_tpu, reference
 
-IMPLEMENTATIONS = {"reference": Implementation(reference.run)}
+IMPLEMENTATIONS = {
+    "pallas_tpu": Implementation(pallas_tpu.run, pallas_tpu.supports),
+    "chunked": Implementation(chunked.run),
+    "reference": Implementation(reference.run),
+}
 
 
 def linear_attention(
