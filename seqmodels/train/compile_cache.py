@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 
 def enable_compilation_cache() -> Path | None:
@@ -25,6 +26,7 @@ def enable_compilation_cache() -> Path | None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
+    compilation_cache.reset_cache()  # something may have been compiled without it already
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return path

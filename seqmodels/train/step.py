@@ -135,13 +135,13 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, metrics = gradients(model, state.params, batch, loss, cfg.accumulate)
         metrics["loss"] /= jnp.maximum(metrics["tokens"], 1.0)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         halted = state.halted | ~jnp.isfinite(metrics["loss"]) | ~jnp.isfinite(metrics["grad_norm"])
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         new = (optax.apply_updates(state.params, updates), opt_state, state.step + 1)
         old = (state.params, state.opt_state, state.step)
         params, opt_state, count = jax.tree.map(lambda a, b: jnp.where(halted, b, a), new, old)
-        metrics["param_norm"] = optax.global_norm(params)
+        metrics["param_norm"] = optax.tree.norm(params)
         metrics["learning_rate"] = schedule(state.step)
         metrics["halted"] = halted
         return TrainState(params, opt_state, count, state.rng, halted), metrics

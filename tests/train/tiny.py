@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from seqmodels.data.base import ENDLESS, RandomAccessDataset, Row
@@ -80,6 +81,14 @@ def tiny_model(**changes: Any) -> LMConfig:
     return dataclasses.replace(LMConfig(vocab_size=32, dim=16, depth=2, pattern=(ATTENTION,)), **changes)
 
 
+@dataclasses.dataclass(frozen=True)
+class ParameterCount:
+    """An evaluation task that counts parameters."""
+
+    def run(self, model: Any, params: Any, data: Any) -> dict[str, float]:
+        return {"count/parameters": float(sum(leaf.size for leaf in jax.tree.leaves(params)))}
+
+
 def tiny_experiment(**changes: Any) -> Experiment:
     """Twelve steps on one device."""
     experiment = Experiment(
@@ -95,13 +104,29 @@ def tiny_experiment(**changes: Any) -> Experiment:
     return dataclasses.replace(experiment, **changes)
 
 
-def start_child(run_dir: Path, *arguments: str, cache: Path | None = None, **environment: str) -> subprocess.Popen[str]:
-    """Run `tests.train.child` in a process of its own, on one CPU device unless `environment` says otherwise."""
+class Command(NamedTuple):
+    """A command line and its environment."""
+
+    args: list[str]
+    env: dict[str, str]
+
+
+def child_command(run_dir: Path, *arguments: str, cache: Path, **environment: str) -> Command:
+    """How to run `tests.train.child`, on one CPU device unless `environment` says otherwise."""
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "TPU_SKIP_MDS_QUERY": "1", **environment}
-    if cache is not None:
-        env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    command = [sys.executable, "-m", "tests.train.child", str(run_dir), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return Command([sys.executable, "-m", "tests.train.child", str(run_dir), *arguments], env)
+
+
+def start(command: Command) -> subprocess.Popen[str]:
+    """A process that runs `command` in the repository."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command.args, cwd=ROOT, env=command.env, text=True, stdout=pipe, stderr=pipe)
+
+
+def start_child(run_dir: Path, *arguments: str, cache: Path, **environment: str) -> subprocess.Popen[str]:
+    """`child_command`, started."""
+    return start(child_command(run_dir, *arguments, cache=cache, **environment))
 
 
 def finish(child: subprocess.Popen[str], code: int | None = 0) -> tuple[str, str]:
