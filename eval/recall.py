@@ -112,7 +112,7 @@ class TextRecall(SyntheticTask):
         choice = int(random.integers(len(self.num_pairs)))
         count = self.num_pairs[choice]
         keys = random.choice(LETTERS, count, replace=False)
-        values = [f"{value:0{DIGITS}d}" for value in random.integers(10**DIGITS, size=count)]
+        values = [str(value) for value in random.integers(10 ** (DIGITS - 1), 10**DIGITS, size=count)]
         text, answers = _document(list(zip(keys, values, strict=True)), random.permutation(count))
         row = empty_row(self.seq_len)
         ids = self.tokenizer.document(text)

@@ -273,10 +273,11 @@ def _encode(value: Any, path: str) -> Any:
         inside = {name: _encode(getattr(value, name), f"{path}.{name}") for name in names}
         if CLASS in inside or "<locals>" in kind.__qualname__:
             raise UserError(
-                f"class {kind.__qualname__} of {path or 'the config'} cannot be named in JSON; move it to a module"
+                f"class {kind.__qualname__} of {path.lstrip('.') or 'the config'} cannot be found by name; "
+                "define it at the top of a module"
             )
         return {CLASS: f"{kind.__module__}:{kind.__qualname__}", **inside}
-    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+    if isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype")):  # also jnp.bfloat16
         return {DTYPE: np.dtype(value).name}
     raise UserError(
         f"{path.lstrip('.')}={value!r} is a {type(value).__name__}, which a config cannot store; "
