@@ -189,7 +189,7 @@ def restore_params(directory: Path, abstract: Any, shardings: Any = None, step: 
     arrays = {
         name: spec for name, spec in read_meta(directory / str(step))["arrays"].items() if name.startswith("params/")
     }
-    compare(arrays, describe({"params": abstract}), f"checkpoint {directory / str(step)}")
+    compare(arrays, describe(abstract), f"checkpoint {directory / str(step)}")
     if shardings is None:
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: one, abstract)
@@ -209,8 +209,10 @@ def _rest(state: TrainState) -> dict[str, Any]:
 
 
 def describe(tree: Any) -> dict[str, Any]:
-    """``{path: [shape, dtype]}`` of all arrays."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree._asdict() if isinstance(tree, TrainState) else tree)
+    """``{path: [shape, dtype]}`` of all arrays; of a state, the parameters come first (``params/…``)."""
+    if isinstance(tree, TrainState):
+        return describe(tree.params) | describe(_rest(tree))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -46,18 +48,27 @@ def _inputs(model: LanguageModel, params: Any, batch: Batch, loss: Loss) -> Any:
 
 
 def _activations(model: LanguageModel, params: Any, batch: Batch, loss: Loss) -> Any:
-    def run(p: Any, b: Batch) -> Any:
-        _, seen = model.apply(
-            p,
-            b["tokens"],
-            segment_ids=b["segment_ids"],
-            method="hidden",
-            capture_intermediates=True,
-            mutable="intermediates",
-        )
-        return seen["intermediates"]
+    """Outputs of modules by number and path, in the order in which they are computed."""
+    names: list[str] = []
 
-    return jax.jit(run)(params, batch)
+    def run(p: Any, b: Batch) -> list[Any]:
+        call = {"segment_ids": b["segment_ids"], "method": "hidden"}
+        _, seen = model.apply(p, b["tokens"], **call, capture_intermediates=True, mutable="intermediates")
+        outputs = list(_in_order(seen["intermediates"], ()))
+        names[:] = [name for name, _ in outputs]
+        return [value for _, value in outputs]
+
+    values = jax.jit(run)(params, batch)
+    return OrderedDict(zip(names, values))
+
+
+def _in_order(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dicts as they were inserted, a module's own output (``__call__``) after its parts'."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _in_order(value, (*path, key))
+        else:
+            yield "/".join(path) or key, value
 
 
 def _first(tree: Any) -> str | None:

@@ -19,7 +19,6 @@ from seqmodels.train.compile_cache import enable_compilation_cache
 from seqmodels.train.diagnose import TrainingDiverged, first_bad
 from seqmodels.train.evaluate import evaluate, summary
 from seqmodels.train.experiment import Experiment
-from seqmodels.train.flops import peak_flops
 from seqmodels.train.meter import Halted, Meter
 from seqmodels.train.metrics import MetricLog, read_metrics, truncate_metrics
 from seqmodels.train.plots import plot_loss
@@ -64,7 +63,7 @@ def fit(experiment: Experiment, run_dir: str | os.PathLike[str], *, resume: bool
         stop = stack.enter_context(StopRequest())
         stack.enter_context(session.partitioner.activate())
         trainer = Trainer(session, run, stop, stack)
-        trainer.start(resume)
+        trainer.start(resume, stack)
         return trainer.run()
 
 
@@ -79,20 +78,17 @@ class Trainer:
         self.progress = Progress(self.cfg.steps, experiment.log.every, shown=jax.process_index() == 0)
         self.checkpoints = Checkpointer(run.checkpoints, experiment.checkpoint)
         stack.callback(self.checkpoints.close)
-        self.log = MetricLog(run.path, experiment.log, experiment.name, self.config)
-        stack.callback(self.log.close)
         self.profiler = ProfilerWindow(run.path, experiment.log)
         stack.callback(self.profiler.close)
-        self.meter = Meter(session, self.log, self.progress, peak_flops(list(session.partitioner.mesh.devices.flat)))
         self.train = session.batches("train")
         self.valid = session.batches("valid") if self.cfg.eval_every >= 0 else None
         self.valid_start = self.valid.get_state() if self.valid is not None else b""
         self.recent: collections.deque[tuple[int, Any]] = collections.deque(maxlen=2)
         self.held_out: tuple[int, dict[str, float]] = (-1, {})  # of which step
 
-    def start(self, resume: bool) -> None:
-        """Make the first state, or restore the newest whole checkpoint."""
-        session = self.session
+    def start(self, resume: bool, stack: contextlib.ExitStack) -> None:
+        """Make the first state, or restore the newest whole checkpoint; only then write to the run directory."""
+        session, experiment = self.session, self.session.experiment
         restored = self.checkpoints.restore(session.placed) if resume else None
         if restored is None:
             self.state, self.step = create_state(session.placed, self.cfg.seed), 0
@@ -103,7 +99,10 @@ class Trainer:
             self.progress.say(f"resuming {self.run_dir.path} after step {self.step}")
             if jax.process_index() == 0:
                 truncate_metrics(self.run_dir.path, self.step)
-        self.run_dir.write_config(to_json(session.experiment))
+        self.run_dir.write_config(to_json(experiment))
+        self.log = MetricLog(self.run_dir.path, experiment.log, experiment.name, self.config)
+        stack.callback(self.log.close)
+        self.meter = Meter(session, self.log, self.progress)
 
     def run(self) -> FitResult:
         """Train to the end, or to the first signal."""

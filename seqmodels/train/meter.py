@@ -23,7 +23,7 @@ class Halted(Exception):
 class Meter:
     """Turns what steps return into log lines and progress."""
 
-    def __init__(self, session: Session, log: MetricLog, progress: Progress, peak_flops: float) -> None:
+    def __init__(self, session: Session, log: MetricLog, progress: Progress) -> None:
         self.clock = Clock()
         self.latest: dict[str, float] = {}
         self._session = session
@@ -31,7 +31,7 @@ class Meter:
         self._progress = progress
         length = session.experiment.data.seq_len
         self._flops_per_token = 3 * session.experiment.model.flops_per_token(length)
-        self._peak = peak_flops
+        self._peak = session.peak_flops
         self._pending: tuple[int, Any] | None = None
         self._mark: tuple[int, float] | None = None  # step and time from which speed is measured
         self._speed = 0.0  # tokens per second

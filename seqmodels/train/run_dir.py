@@ -32,10 +32,14 @@ class RunDir:
         """
         if resume and not self.config.is_file():
             raise UserError(f"run directory {self.path} has no config.json to resume from; leave --resume out")
-        if not resume and jax.process_index() == 0 and (self.config.exists() or self.checkpoints.exists()):
+        if not resume and jax.process_index() == 0 and self._holds_a_run():
             raise UserError(f"run directory {self.path} holds a run already; use --resume or another --run-dir")
         if jax.process_index() == 0:
             self._probe()
+
+    def _holds_a_run(self) -> bool:
+        """Whether something would be lost; what a failed start leaves behind does not count."""
+        return self.config.exists() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
 
     def _probe(self) -> None:
         probe = self.path / ".writable"

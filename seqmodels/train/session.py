@@ -13,6 +13,7 @@ from seqmodels.data.base import DataIterator, Shard
 from seqmodels.models.lm import LanguageModel
 from seqmodels.sharding import Partitioner, make_mesh, rows_of_process
 from seqmodels.train.experiment import Experiment
+from seqmodels.train.flops import peak_flops
 from seqmodels.train.optim import make_optimiser, make_schedule
 from seqmodels.train.state import Placed, place_state
 from seqmodels.train.step import Batch, Metrics, TrainState, make_eval_step, make_step
@@ -30,6 +31,7 @@ class Session(NamedTuple):
     shard: Shard  # of the data: this process's rows
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # jitted, donates the state
     eval_step: Callable[[Any, Batch], Metrics]  # jitted
+    peak_flops: float  # of all devices of the mesh
 
     @property
     def tokens_per_step(self) -> int:
@@ -75,4 +77,5 @@ def build(experiment: Experiment) -> Session:
         in_shardings=(placed.shardings.params, shardings),
         out_shardings=partitioner.replicated,
     )
-    return Session(experiment, model, partitioner, optimiser, placed, shardings, shard, step, eval_step)
+    peak = peak_flops(list(partitioner.mesh.devices.flat))
+    return Session(experiment, model, partitioner, optimiser, placed, shardings, shard, step, eval_step, peak)

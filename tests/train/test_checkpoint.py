@@ -132,7 +132,7 @@ def test_nothing_whole_is_nothing(copy):
     ("changes", "parts"),
     [
         ({"dim": 32}, ["params/", "float32[16]", "float32[32]"]),
-        ({"depth": 4}, ["params/", "float32[2, 16]", "float32[4, 16]"]),
+        ({"depth": 4}, ["params/", "float32[2, 16, 16]", "float32[4, 16, 16]"]),
         ({"tie_embeddings": False}, ["lm_head", "absent there"]),
         ({"optimiser": "lion"}, ["opt_state/", "absent here"]),
     ],
