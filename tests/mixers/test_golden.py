@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy as safetensors
 
 from seqmodels.convert import torch_names
 from seqmodels.mixers import (
+    AttentionConfig,
     Context,
     DeltaNetConfig,
     GatedDeltaNetConfig,
@@ -14,10 +16,12 @@ from seqmodels.mixers import (
     HGRN2Config,
     HGRNConfig,
     KDAConfig,
+    Mamba2Config,
     RetNetConfig,
+    RotaryConfig,
 )
 from seqmodels.mixers.kda import kda_gate
-from tests.shared import golden, relative_error
+from tests.shared import golden, relative_error, shared_path
 
 CHUNKED = 5  # the golden README: allow 5 times the tolerance where the algorithm is of another kind
 LAYERS = {
@@ -85,3 +89,38 @@ def test_kda_gate():
 
     for name, gradient in zip(("x", "A_log", "dt_bias"), jax.grad(loss, argnums=(0, 1, 2))(*inputs)):
         assert relative_error(gradient, arrays[f"d{name}"]) <= tolerances[f"d{name}"], name
+
+
+MODELS = {
+    "llama": ("model", "self_attn", AttentionConfig(num_heads=4, num_kv_heads=2)),
+    "qwen3": (
+        "model",
+        "self_attn",
+        AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=16, qk_norm=True, rotary=RotaryConfig(base=1e6)),
+    ),
+    "mamba2": ("backbone", "mixer", Mamba2Config(state_size=16, head_dim=16, num_groups=2)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_first_block_of_a_model(name):
+    """The mixer inside the first block: hidden states after the block from the embedded tokens."""
+    root, module, cfg = MODELS[name]
+    arrays, _, _ = golden(f"models/{name}/vectors")
+    weights = safetensors.load_file(shared_path(f"golden/models/{name}/model.safetensors"))
+    layer = named(weights, f"{root}.layers.0.")
+    embedding = "embeddings" if name == "mamba2" else "embed_tokens"
+    x = weights[f"{root}.{embedding}.weight"][arrays["input_ids"]]
+
+    def norm(x, module):
+        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + cfg.norm_eps) * layer[module]["scale"]
+
+    pre, post = ("norm", None) if name == "mamba2" else ("input_layernorm", "post_attention_layernorm")
+    mixer = cfg.make(x.shape[-1])
+    h = x + np.asarray(jax.jit(lambda p, x: mixer.apply({"params": p}, x)[0])(layer[module], norm(x, pre)))
+    if post:
+        mlp, z = layer["mlp"], norm(h, post)
+        gate, up = z @ mlp["gate_proj"]["kernel"], z @ mlp["up_proj"]["kernel"]
+        h = h + (gate / (1 + np.exp(-gate)) * up) @ mlp["down_proj"]["kernel"]
+    after = "hidden_0" if name == "mamba2" else "hidden_1"  # transformers' Mamba-2 records after the block
+    assert relative_error(h, arrays[after]) <= 2e-5
