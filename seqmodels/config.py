@@ -97,8 +97,9 @@ def _blaming(file: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-        if isinstance(error, SyntaxError) and error.filename == str(file):
+        own = {str(file), str(file.absolute()), str(file.resolve())}
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
+        if isinstance(error, SyntaxError) and error.filename in own:
             lines = [error.lineno]
         where = f" at line {lines[-1]}" if lines else ""
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -196,9 +196,8 @@ def read_prompts(prompt: str | None, file: str | None) -> list[str]:
         raise UserError("give one of --prompt TEXT and --prompts-file FILE")
     prompts = [prompt] if prompt is not None else _lines(str(file))
     if not prompts or not all(prompts):
-        where = (
-            "--prompt" if file is None else f"--prompts-file {file}, line {prompts.index('') + 1 if prompts else 1},"
-        )
+        line = prompts.index("") + 1 if prompts else 1
+        where = "--prompt" if file is None else f"--prompts-file {file!r} line {line}"
         raise UserError(f"{where} is empty (''); give at least one character to continue")
     return [str(text) for text in prompts]
 
