@@ -164,8 +164,8 @@ class Attention(Mixer):
         """Queries [B,T,H,K], keys and values [B,T,Hk,K]; queries and keys are normalised and turned."""
         cfg, K = self.cfg, self.cfg.head_size(self.dim)
         heads = {"q": cfg.num_heads, "k": cfg.kv_heads, "v": cfg.kv_heads}
-        bias = {"use_bias": cfg.qkv_bias}
-        q, k, v = (parts.split(parts.into(self, f"{name}_proj", n * K, **bias)(x), n) for name, n in heads.items())
+        into = {name: parts.into(self, f"{name}_proj", n * K, use_bias=cfg.qkv_bias) for name, n in heads.items()}
+        q, k, v = (parts.split(into[name](x), n) for name, n in heads.items())
         if cfg.qk_norm:
             norm = {"eps": cfg.norm_eps, "param_dtype": self.param_dtype}
             q, k = RMSNorm(name="q_norm", **norm)(q), RMSNorm(name="k_norm", **norm)(k)

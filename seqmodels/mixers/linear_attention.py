@@ -99,15 +99,16 @@ class LinearAttention(Mixer):
         q = feature_map(parts.split(parts.into(self, "q_proj", H * K)(x), H))
         k = feature_map(parts.split(parts.into(self, "k_proj", H * K)(x), H))
         v = parts.split(parts.into(self, "v_proj", H * V)(x), H)
-        past, packed = entry.carried((held.memory, held.normalizer)), {"segment_ids": segment_ids}
-        if cfg.normalize == "sum":
-            o, after = ops.normalized_linear_attention(q, k, v, state=past, eps=cfg.eps, **packed)
+        memory, normalizer = entry.carried((held.memory, held.normalizer))
+        if normalizer is not None:
+            sums = ops.NormalizedState(memory, normalizer)
+            o, sums = ops.normalized_linear_attention(q, k, v, state=sums, segment_ids=segment_ids, eps=cfg.eps)
+            memory, normalizer = sums
         else:
-            o, memory = ops.linear_attention(q, k, v, state=past[0], **packed)
-            after = (memory, None)
+            o, memory = ops.linear_attention(q, k, v, state=memory, segment_ids=segment_ids)
         if cfg.normalize == "rms":
             o = RMSNorm(eps=cfg.eps, param_dtype=self.param_dtype, name="o_norm")(o)
-        return parts.out_of(self)(parts.merge(o)), LinearAttentionState(entry.cursor, *after), {}
+        return parts.out_of(self)(parts.merge(o)), LinearAttentionState(entry.cursor, memory, normalizer), {}
 
     def init_state(self, batch: int, max_length: int | None = None) -> LinearAttentionState:
         H, (K, V) = self.cfg.num_heads, parts.head_sizes(self.cfg, self.dim)
