@@ -161,17 +161,16 @@ def main(argv: list[str]) -> None:
         if name not in mixers:
             raise UserError(f"--mixer {name} is no recurrent mixer, expected one of {', '.join(mixers)}")
     mixers = {name: mixers[name] for name in options.mixer or mixers}
-    measured: dict[str, list[dict[str, Any]]] = {}
-    if "length" in options.part:
-        measured["length"] = length_rows(LENGTHS, length_programs(mixers), options.rounds)
-    if "decode" in options.part:
-        measured["decode"] = decode_rows(POSITIONS, mixers, options.rounds)
-    if "compile" in options.part:
-        measured["compile"] = compile_rows(DEPTHS, options.rounds)
-    for part, rows in measured.items():
-        print(f"\n{part}\n{report.table(rows)}")
-    path = options.out / f"scaling_{jax.default_backend()}.json"
-    report.save(path, {"environment": measure.environment(), "rounds": options.rounds, **measured})
+    measure_part: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "length": lambda: length_rows(LENGTHS, length_programs(mixers), options.rounds),
+        "decode": lambda: decode_rows(POSITIONS, mixers, options.rounds),
+        "compile": lambda: compile_rows(DEPTHS, options.rounds),
+    }
+    for part in options.part:
+        rows = measure_part[part]()
+        print(f"\n{part}\n{report.table(rows)}", flush=True)
+        path = options.out / f"scaling_{part}_{jax.default_backend()}.json"
+        report.save(path, {"environment": measure.environment(), "rounds": options.rounds, "rows": rows})
 
 
 if __name__ == "__main__":
