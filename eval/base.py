@@ -13,7 +13,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -82,7 +82,8 @@ class Scores(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _score(model: LanguageModel, params: Any, batch: dict[str, Array]) -> tuple[Array, Array]:
-    hidden, _, _ = model.apply(params, batch["tokens"], segment_ids=batch["segment_ids"], method="hidden")
+    output = model.apply(params, batch["tokens"], segment_ids=batch["segment_ids"], method="hidden")
+    hidden = cast(Any, output)[0]
     head = model.head(params)
     loss = ops.linear_cross_entropy(
         hidden, head, batch["targets"], weights=batch["loss_mask"], softcap=model.cfg.softcap, reduction="none"

@@ -12,7 +12,7 @@ import functools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def decode(
 
     def step(carry: tuple[Any, Array], number: Array) -> tuple[tuple[Any, Array], Array]:
         state, token = carry
-        logits, state, _ = model.apply(params, token[:, None], state)
+        logits, state, _ = cast(Any, model.apply(params, token[:, None], state))
         now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
         token = jax.vmap(lambda key, row: sample(key, row, sampling))(now, logits[:, 0, :vocab_size])
         return (state, token), token
