@@ -147,7 +147,7 @@ def _kernel(call, columns, rows, state, ids):
 
 
 def _kernel_fwd(call, columns, rows, state, ids):
-    results, states = _forward(call, columns, rows, state, ids, save=True)
+    results, states = _saving(call, columns, rows, state, ids)
     return results, (columns, rows, state, ids, states)
 
 
@@ -158,6 +158,24 @@ def _kernel_bwd(call, residuals, cotangents):
 
 
 _kernel.defvjp(_kernel_fwd, _kernel_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _saving(call, columns, rows, state, ids):
+    """The forward pass of a gradient. A function of its own so that second derivatives need none of the kernel's."""
+    return _forward(call, columns, rows, state, ids, save=True)
+
+
+def _saving_fwd(call, columns, rows, state, ids):
+    results, states = _saving(call, columns, rows, state, ids)
+    return (results, states), (columns, rows, state, ids, states)
+
+
+def _saving_bwd(call, residuals, cotangents):
+    return _kernel_bwd(call, residuals, cotangents[0])  # nothing flows back through the saved states, see below
+
+
+_saving.defvjp(_saving_fwd, _saving_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -181,7 +199,7 @@ def _gradients_fwd(call, columns, rows, state, cotangents, states, ids):
 
 
 def _gradients_bwd(call, residuals, cotangents):
-    """Second derivatives: those of the chunked form, of which the gradients are (as numbers) the same function."""
+    """Second derivatives: those of the chunked form, as a function of the inputs alone."""
     columns, rows, state, outer, states, ids = residuals
 
     def gradients(columns, rows, state, outer):

@@ -1,0 +1,87 @@
+"""What tests of TPU kernels share: ahead-of-time compilation for real chips, and interpretation with race detection.
+
+Compilation needs libtpu but no TPU; it proves that Mosaic accepts a kernel and shows its memory, never its speed.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental import topologies
+
+from seqmodels.ops import dispatch
+
+CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+
+
+@functools.cache
+def devices(chip):
+    """Four devices of a chip that is not there."""
+    return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices
+
+
+def compile_for(chip, f, args):
+    """`f` compiled for one device of `chip`; `args` is a dict of ``ShapeDtypeStruct``."""
+    sharding = jax.sharding.SingleDeviceSharding(devices(chip)[0])
+    args = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in args.items()}
+    return jax.jit(f).lower(**args).compile()
+
+
+def assert_memory(compiled, f, args, states, ratio):
+    """Temporaries within 1.5x `states` bytes; HBM bytes within `ratio` of reading inputs and writing outputs once."""
+    size = lambda tree: sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
+    ideal = size(args) + size(jax.eval_shape(f, **args))
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes <= 1.5 * states, f"{memory.temp_size_in_bytes=} against {states=}"
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    assert total <= ratio * ideal, f"{total / ideal:.3f} times the bytes of inputs and outputs"
+
+
+def has_mosaic_call(lowered):
+    return "tpu_custom_call" in lowered.as_text()
+
+
+def quick(f, *args):
+    """``f(*args)`` under jit, compiled without optimisation: such programs run once."""
+    return jax.block_until_ready(jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})(*args))
+
+
+def interpreted(f, *args):
+    """`quick` with kernels interpreted."""
+    with dispatch.interpret_kernels():
+        return quick(f, *args)
+
+
+@pytest.fixture
+def no_races(monkeypatch):
+    """Fails the test if the interpreter saw a race in any kernel, or if it ran none."""
+    seen = []
+
+    class Recorded(interpret_pallas_call.RaceDetectionState):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            seen.append(self)
+
+    monkeypatch.setattr(interpret_pallas_call, "RaceDetectionState", Recorded)
+    yield
+    assert seen, "no kernel was interpreted"
+    assert not any(state.races_found for state in seen), "the interpreter found a race"
+
+
+def with_gradients(f):
+    """``(args, cotangents) -> (outputs of f, gradients of all args)``."""
+
+    def run(args, cotangents):
+        out, vjp = jax.vjp(f, *args)
+        return out, vjp(cotangents)
+
+    return run
+
+
+def runs_of_ids(rows):
+    """Segment ids ``[B,T]`` from run lengths: rows of ``((id, length), ...)``."""
+    return np.asarray([[i for i, n in row for _ in range(n)] for row in rows], np.int32)
