@@ -61,8 +61,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        def project(name: str, features: int, *axes: str) -> Linear:
-            return Linear(features, axes=axes, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+        def project(name: str, features: int, source: str, target: str) -> Linear:
+            return Linear(features, axes=(source, target), dtype=self.dtype, param_dtype=self.param_dtype, name=name)
 
         width = self.cfg.width(self.dim)
         up = project("up_proj", width, "embed", "mlp")(x)

@@ -95,7 +95,9 @@ def regroup(segment_ids: Array, num_segments: int, multiple: int) -> Regrouped:
     P = chunks * multiple
     key = jnp.where(segment_ids == 0, num_segments + 1, segment_ids)
     order = jnp.argsort(key, axis=1, stable=True).astype(jnp.int32)  # [B,T] sorted tokens, padding last
-    count = jnp.sum(segment_ids[:, :, None] == jnp.arange(1, num_segments + 1), axis=1, dtype=jnp.int32)  # [B,S]
+    count = jnp.sum(
+        segment_ids[:, :, None] == jnp.arange(1, num_segments + 1)[None, None], axis=1, dtype=jnp.int32
+    )  # [B,S]
     used = -(-count // multiple)
     begin = (jnp.cumsum(used, axis=1) - used) * multiple  # [B,S] first place of a segment
     before = jnp.cumsum(count, axis=1) - count
@@ -110,6 +112,6 @@ def regroup(segment_ids: Array, num_segments: int, multiple: int) -> Regrouped:
     segment = jnp.sum(number[None, :, None] >= ends[:, None, :], axis=-1, dtype=jnp.int32)  # [B,chunks]
     held = jnp.clip(segment, 0, num_segments - 1)
     live = segment < num_segments
-    first = live & (jnp.take_along_axis(begin, held, axis=1) == number * multiple)
-    last = live & (jnp.take_along_axis(ends, held, axis=1) == number + 1)
+    first = live & (jnp.take_along_axis(begin, held, axis=1) == number[None] * multiple)
+    last = live & (jnp.take_along_axis(ends, held, axis=1) == number[None] + 1)
     return Regrouped(source, place, segment, first, last)

@@ -185,7 +185,7 @@ def test_memory_is_linear_in_time_and_a_window_visits_a_band():
     assert visited(6400, 64, causal=False) == 100 + 2 * 99
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     length=st.integers(0, 9),
     repeat=st.integers(1, 2),

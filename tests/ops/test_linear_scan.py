@@ -180,7 +180,7 @@ def test_accelerators_get_the_parallel_form():
     assert "stablehlo.while" not in trace.lower(lowering_platforms=("cuda",)).as_text()
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     length=st.integers(0, 9),
     channels=st.sampled_from([(), (3,), (2, 2)]),

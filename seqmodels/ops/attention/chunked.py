@@ -8,7 +8,7 @@ method is Rabe & Staats 2021 (arXiv:2112.05682) and Dao et al. 2022 (arXiv:2205.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -68,15 +68,14 @@ def _blockwise(
     batch, length, heads, _ = q.shape
     groups = k.shape[2]
     rows, columns = _even(length, block), _even(k.shape[1], block)
-    queries, keys = queries.filled(length), keys.filled(k.shape[1])
-    queries = jax.tree.map(lambda x: _fold(x, rows, 0), queries)
-    keys = Tokens(jax.tree.map(lambda x: _fold(x, columns, 0), keys.ids), _fold(keys.positions, columns, -1))
+    queries = jax.tree.map(lambda x: _fold(x, rows, 0), queries.filled(length))
+    keys = jax.tree.map(lambda x: _fold(x, columns, -1), keys.filled(k.shape[1]))  # filled up with empty slots
     grouped = q.reshape(batch, length, groups, heads // groups, q.shape[3])
     q = jnp.moveaxis(_fold(grouped, rows, 0), 2, 4)  # [N,B,G,R,C,K]
     k, v = (jnp.moveaxis(_fold(x, columns, 0), 2, 3) for x in (k, v))  # [M,B,G,C,K]
     if sink is not None:
         sink = sink.astype(accumulate_dtype(q)).reshape(groups, heads // groups)
-    out = _attend(q, k, v, sink, queries, keys, plan)
+    out = cast(Array, _attend(q, k, v, sink, queries, keys, plan))
     out = jnp.moveaxis(out, 4, 2).swapaxes(0, 1)  # [B,N,C,G,R,V]
     return out.reshape(batch, -1, heads, v.shape[-1])[:, :length]
 

@@ -51,7 +51,7 @@ def linear_scan(
     shape = (batch, *trailing) if num_segments is None else (batch, num_segments, *trailing)
     state = jnp.zeros(shape, dtype) if state is None else state.astype(dtype)
     a = jnp.broadcast_to(a.astype(dtype), b.shape)
-    h, state = dispatch(
+    h, after = dispatch(
         "linear_scan",
         impl,
         IMPLEMENTATIONS,
@@ -62,7 +62,7 @@ def linear_scan(
         num_segments=num_segments,
         chunk_size=chunk_size,
     )
-    return h.astype(out_dtype), state
+    return h.astype(out_dtype), after
 
 
 def _check(

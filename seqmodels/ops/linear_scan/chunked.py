@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,9 @@ def _segments(
     """Sort the tokens by segment; the first token of a segment takes in the segment's state and nothing else."""
     length = b.shape[1]
     order = segments.regroup(segment_ids, num_segments, 1)
-    count = jnp.sum(segment_ids[:, :, None] == jnp.arange(1, num_segments + 1), axis=1, dtype=jnp.int32)  # [B,S]
+    count = jnp.sum(
+        segment_ids[:, :, None] == jnp.arange(1, num_segments + 1)[None, None], axis=1, dtype=jnp.int32
+    )  # [B,S]
     end = jnp.cumsum(count, axis=1)
     begin = jnp.where(count > 0, end - count, length)  # out of bounds for a segment without tokens
     rows = jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0))
@@ -65,9 +68,13 @@ def _segments(
     return order.scatter(h), jnp.where(_per_token(count, newest) > 0, newest, state)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def solve(a: Array, b: Array, state: Array, chunk_size: int | None) -> Array:
     """``h_t = a_t h_{t-1} + b_t`` from ``h_{-1} = state``, all of one dtype: [B,T,...]."""
+    return cast(Array, _differentiable(a, b, state, chunk_size))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _differentiable(a: Array, b: Array, state: Array, chunk_size: int | None) -> Array:
     return _solve(a, b, state, chunk_size, reverse=False)
 
 
@@ -84,7 +91,7 @@ def _backward(chunk_size: int | None, residuals: tuple[Array, Array, Array], dh:
     return g * before, g, g[:, 0] * a[:, 0]
 
 
-solve.defvjp(_forward, _backward)
+_differentiable.defvjp(_forward, _backward)
 
 
 def _solve(a: Array, b: Array, state: Array, chunk_size: int | None, reverse: bool) -> Array:
@@ -134,7 +141,7 @@ def _blocks(a: Array, b: Array, state: Array, chunk_size: int, reverse: bool) ->
     fold = lambda x: jnp.moveaxis(jnp.pad(x, widths).reshape(batch, -1, chunk_size, *trailing), 1, 0)  # noqa: E731
 
     def block(h, tokens):
-        out = _parallel(*tokens, h, reverse=reverse)
+        out = _parallel(tokens[0], tokens[1], h, reverse=reverse)
         return out[:, 0 if reverse else -1], out
 
     h = jax.lax.scan(block, state, (fold(a), fold(b)), reverse=reverse)[1]  # [N,B,C,...]

@@ -50,7 +50,7 @@ def short_conv(
     batch, _, channels = x.shape
     lead = (batch,) if num_segments is None else (batch, num_segments)
     state = jnp.zeros((*lead, weight.shape[0] - 1, channels), dtype) if state is None else state.astype(dtype)
-    y, state = dispatch(
+    y, after = dispatch(
         "short_conv",
         impl,
         IMPLEMENTATIONS,
@@ -62,7 +62,7 @@ def short_conv(
         activation=activation,
         num_segments=num_segments,
     )
-    return y.astype(x.dtype), state
+    return y.astype(x.dtype), after
 
 
 def _check(

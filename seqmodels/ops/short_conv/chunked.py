@@ -78,7 +78,7 @@ class _Layout(NamedTuple):
 def _layout(ids: Array, num_segments: int, carried: int) -> _Layout:
     batch, length = ids.shape
     size = length + num_segments * carried
-    count = jnp.sum(ids[:, :, None] == jnp.arange(1, num_segments + 1), axis=1, dtype=jnp.int32)  # [B,S]
+    count = jnp.sum(ids[:, :, None] == jnp.arange(1, num_segments + 1)[None, None], axis=1, dtype=jnp.int32)  # [B,S]
     begin = jnp.cumsum(count, axis=1) - count + carried * jnp.arange(num_segments, dtype=jnp.int32)[None]
     slots = jnp.arange(carried, dtype=jnp.int32)[None, None]
     lead = (begin[..., None] + slots).reshape(batch, -1)
