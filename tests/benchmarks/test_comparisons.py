@@ -40,7 +40,7 @@ def test_length_rows():
 def test_decode_rows():
     (row,) = scaling.decode_rows((5, 40), MIXER, rounds=1)
     assert row["us at 5"] > 0 and row["us at 40"] > 0
-    assert row["ratio"] == row["us at 40"] / row["us at 5"]
+    assert row["ratio"] == pytest.approx(row["us at 40"] / row["us at 5"])
 
 
 def test_unknown_mixer_is_one_line(capsys):
