@@ -13,11 +13,12 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seqmodels.errors import UserError
@@ -87,14 +88,20 @@ def join_processes(cfg: MeshConfig) -> None:
     """
     if not cfg.distributed or jax.distributed.is_initialized():
         return
-    found = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
     try:
-        jax.distributed.initialize(**{name: int(value) for name, value in found.items() if value is not None})
+        jax.distributed.initialize(
+            num_processes=_environment("JAX_NUM_PROCESSES"), process_id=_environment("JAX_PROCESS_ID")
+        )
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"mesh.distributed=True but the processes cannot join ({str(error).splitlines()[0]}); set "
             "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID for every process"
         ) from error
+
+
+def _environment(name: str) -> int | None:
+    value = os.environ.get(name)
+    return None if value is None else int(value)
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -119,8 +126,14 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     needed = math.prod(sizes)
     if jax.process_count() > 1 and needed != len(devices):
         raise UserError(f"mesh {shape} uses {needed} of {len(devices)} devices, but several processes must use all")
-    grid = np.asarray(devices[:needed]).reshape(sizes)
-    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return Mesh(_arrange(devices[:needed], sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _arrange(devices: list[Any], sizes: list[int]) -> np.ndarray:
+    """Devices as an array; on TPU so that neighbours in the mesh are neighbours in the torus."""
+    if devices[0].platform == "tpu":
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return np.asarray(devices).reshape(sizes)
 
 
 def _more_devices(devices: Sequence[Any]) -> str:
@@ -160,10 +173,9 @@ class Partitioner(NamedTuple):
         """Shardings of the abstract parameters `boxed` (``jax.eval_shape`` of a linen ``init``), without the boxes."""
 
         def place(path: Any, leaf: Any) -> NamedSharding:
-            if not isinstance(leaf, nn.meta.AxisMetadata):
+            if not isinstance(leaf, nn.Partitioned):
                 return self.replicated
-            names = leaf.get_partition_spec()
-            shape = nn.meta.unbox(leaf).shape
+            names, shape = leaf.get_partition_spec(), leaf.value.shape
             return self.sharding((*names, *[None] * (len(shape) - len(names))), shape, path_name(path))
 
         return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=is_box)
@@ -217,12 +229,12 @@ class Partitioner(NamedTuple):
 
 def is_box(leaf: Any) -> bool:
     """Whether `leaf` is a parameter with its logical axis names."""
-    return isinstance(leaf, nn.meta.AxisMetadata)
+    return isinstance(leaf, nn.Partitioned)
 
 
 def unbox(tree: Any) -> Any:
     """Drop the logical axis names; unlike ``nn.meta.unbox`` this adds no sharding constraint."""
-    return jax.tree.map(lambda leaf: getattr(leaf, "value") if is_box(leaf) else leaf, tree, is_leaf=is_box)  # noqa: B009
+    return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, tree, is_leaf=is_box)
 
 
 def path_name(path: Any) -> str:
@@ -237,23 +249,53 @@ class Rows(NamedTuple):
     count: int
 
 
-def rows_of_process(sharding: NamedSharding, batch_size: int) -> Rows:
-    """The share of ``batch_size`` rows that this process's devices hold; shares are contiguous and equal.
+def rows_of_process(partitioner: Partitioner, batch_size: int) -> Rows:
+    """The share of ``batch_size`` rows that this process's devices hold; processes may hold the same rows.
 
     Raises:
-      UserError: they are not (an exotic mesh over processes).
+      UserError: the rows of two processes overlap in part, or differ in number (an exotic mesh over processes).
     """
-    slices = {
-        index[0].indices(batch_size)[:2] for index in sharding.addressable_devices_indices_map((batch_size,)).values()
-    }
-    start, stop = min(s for s, _ in slices), max(e for _, e in slices)
-    rows = stop - start
-    held = sum(e - s for s, e in slices)
-    if held != rows or batch_size % rows or start % rows:
-        raise UserError(f"this process would hold rows {sorted(slices)}; let mesh.data or mesh.fsdp span the processes")
-    return Rows(start // rows, batch_size // rows)
+    held: dict[int, set[int]] = {}
+    where = partitioner.sharding(("batch",), (batch_size,)).devices_indices_map((batch_size,))
+    for device, (rows,) in where.items():
+        held.setdefault(device.process_index, set()).update(range(*rows.indices(batch_size)))
+    return share_of(held, jax.process_index(), batch_size)
+
+
+def share_of(held: dict[int, set[int]], process: int, batch_size: int) -> Rows:
+    """`rows_of_process`, given the rows that every process holds."""
+    groups = sorted({tuple(sorted(rows)) for rows in held.values()})
+    sizes = {len(rows) for rows in groups}
+    if len(sizes) > 1 or sum(map(len, groups)) != batch_size:
+        raise UserError(
+            f"processes hold {len(groups)} overlapping shares of the batch; let mesh.data span the processes"
+        )
+    return Rows(groups.index(tuple(sorted(held[process]))), len(groups))
 
 
 def to_devices(batch: dict[str, np.ndarray], shardings: dict[str, NamedSharding]) -> dict[str, jax.Array]:
-    """Global arrays from the rows that this process loaded."""
-    return {name: jax.make_array_from_process_local_data(shardings[name], rows) for name, rows in batch.items()}
+    """Global arrays from the rows that this process loaded; its devices take them in the order of their own rows."""
+    return {name: _place(rows, shardings[name]) for name, rows in batch.items()}
+
+
+def _place(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    if jax.process_count() == 1:
+        return jax.device_put(rows, sharding)
+    split = sharding.spec[0]
+    count = math.prod(sharding.mesh.shape[axis] for axis in (split or ()))  # shares of the global batch
+    shares = sorted(set(_shares(sharding, count)))
+    size = len(rows) // len(shares)
+    shape = (size * count, *rows.shape[1:])
+
+    def local(index: Any) -> np.ndarray:
+        start = shares.index(index[0].indices(shape[0])[0] // size) * size
+        return rows[(slice(start, start + size), *index[1:])]
+
+    return jax.make_array_from_callback(shape, sharding, local)
+
+
+def _shares(sharding: NamedSharding, count: int) -> list[int]:
+    """Which of `count` equal shares of the rows this process's devices hold."""
+    rows = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0]))
+    where = cast(dict[Any, tuple[slice]], rows.addressable_devices_indices_map((count,)))
+    return [share.indices(count)[0] for (share,) in where.values()]

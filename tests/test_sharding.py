@@ -10,7 +10,17 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from seqmodels.errors import UserError
-from seqmodels.sharding import MESH_AXES, MeshConfig, Partitioner, Rows, make_mesh, rows_of_process, to_devices, unbox
+from seqmodels.sharding import (
+    MESH_AXES,
+    MeshConfig,
+    Partitioner,
+    Rows,
+    make_mesh,
+    rows_of_process,
+    share_of,
+    to_devices,
+    unbox,
+)
 
 
 def partitioner(**sizes) -> Partitioner:
@@ -105,8 +115,29 @@ def test_rows_reach_the_devices():
     split = partitioner(data=2, fsdp=2, tensor=2)
     batch = {"tokens": np.arange(32).reshape(8, 4), "slices": np.arange(8)}
     shardings = split.batch(batch)
-    assert rows_of_process(shardings["tokens"], 8) == Rows(0, 1)
+    assert rows_of_process(split, 8) == Rows(0, 1)
     placed = to_devices(batch, shardings)
     assert placed["tokens"].addressable_shards[0].data.shape == (2, 4)
     assert placed["slices"].addressable_shards[0].data.shape == (2,)
     np.testing.assert_array_equal(placed["tokens"], batch["tokens"])
+
+
+def test_shares_of_processes():
+    """Processes may hold separate rows, also scattered ones, or the same."""
+    assert [share_of({0: {0, 1}, 1: {2, 3}}, p, 4) for p in (0, 1)] == [Rows(0, 2), Rows(1, 2)]
+    assert [share_of({0: {0, 3}, 1: {1, 2}}, p, 4) for p in (0, 1)] == [Rows(0, 2), Rows(1, 2)]
+    assert [share_of({0: {0, 1}, 1: {0, 1}}, p, 2) for p in (0, 1)] == [Rows(0, 1), Rows(0, 1)]
+    with pytest.raises(UserError, match=r"mesh\.data"):
+        share_of({0: {0, 1}, 1: {1, 2}}, 0, 3)
+
+
+def test_tpu_meshes_follow_the_torus():
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices
+    except Exception as error:  # depends on the plugin
+        pytest.skip(f"libtpu gives no topology: {str(error).splitlines()[0][:100]}")
+    mesh = make_mesh(MeshConfig(data=4, tensor=4), devices)
+    for row in mesh.devices.reshape(4, 4):
+        assert len({device.coords[0] for device in row}) == 1 or len({device.coords[1] for device in row}) == 1

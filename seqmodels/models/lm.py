@@ -133,7 +133,8 @@ class LanguageModel(nn.Module):
         self, tokens: Array, state: StackState | None = None, segment_ids: Array | None = None
     ) -> tuple[Array, StackState | None, dict[str, Array]]:
         """Normed hidden states before the head: ``tokens [B,T]`` int32 -> ``([B,T,D], state, aux)``."""
-        x = jnp.take(self.embedding, tokens, axis=0).astype(self.cfg.dtype)
+        table = nn.with_logical_constraint(self.embedding, ("vocab", None))  # whole rows, or GSPMD copies activations
+        x = jnp.take(table, tokens, axis=0).astype(self.cfg.dtype)
         x = nn.with_logical_constraint(x, ("batch", "length", None))
         return self.backbone(x, state, segment_ids)
 

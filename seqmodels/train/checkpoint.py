@@ -29,6 +29,10 @@ from seqmodels.train.experiment import CheckpointConfig
 from seqmodels.train.state import Placed, TrainState
 
 logger = logging.getLogger("seqmodels.checkpoint")
+# Orbax logs every failed write with tracebacks of its threads; `Checkpointer` raises them as one line.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno < logging.ERROR)
+
+DISK_ERRORS = ("No space left on device", "Disk quota exceeded", "Read-only file system", "Permission denied")
 
 MANIFEST = "manifest.json"
 DAMAGED = ".damaged"
@@ -108,9 +112,10 @@ class Checkpointer:
             self._error = self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> UserError:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        known = [reason for reason in DISK_ERRORS if reason in str(error)]
+        reason = known[0] if known else f"{type(error).__name__}: {error}".splitlines()[0]
         return UserError(
-            f"checkpoint {self.directory / str(step)} could not be written ({reason[:300]}); "
+            f"checkpoint {self.directory / str(step)} could not be written ({reason}); "
             "free space or choose another --run-dir, then --resume"
         )
 

@@ -15,7 +15,7 @@ def enable_compilation_cache() -> Path | None:
     A cache that is already configured (``JAX_COMPILATION_CACHE_DIR``) stays. ``SEQMODELS_CACHE=off`` turns it off.
     Do not call this before compiling ahead of time for another machine: such entries cannot be read back.
     """
-    configured = jax.config.jax_compilation_cache_dir
+    configured = jax.config.values["jax_compilation_cache_dir"]
     if configured:
         return Path(configured)
     root = os.environ.get("SEQMODELS_CACHE", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ PEAK = {
 """Dense bfloat16 FLOP/s per device, from the vendors' data sheets, by the beginning of ``device_kind``."""
 
 
-def peak_flops(devices: list[jax.Device]) -> float:
+def peak_flops(devices: list[Any]) -> float:
     """FLOP/s of all `devices` together: known for the kind, or measured with a float32 matmul.
 
     Host CPU devices share the same cores, so one is measured for all of them (of a process).
@@ -36,7 +37,7 @@ def peak_flops(devices: list[jax.Device]) -> float:
     return per_device * (jax.process_count() if devices[0].platform == "cpu" else len(devices))
 
 
-def measure_matmul(device: jax.Device, size: int = 1024, repeats: int = 3) -> float:
+def measure_matmul(device: Any, size: int = 1024, repeats: int = 3) -> float:
     """FLOP/s of the best of a few ``size x size`` float32 matmuls on `device`."""
     a = jax.device_put(jnp.ones((size, size), jnp.float32), device)
     matmul = jax.jit(jnp.matmul)

@@ -59,36 +59,37 @@ def fit(experiment: Experiment, run_dir: str | os.PathLike[str], *, resume: bool
     run.open(resume)
     session = build(experiment)
     run.require_space(session.placed.abstract)
-    with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
-        stack.enter_context(session.partitioner.activate())
-        trainer = Trainer(session, run, stop, stack)
-        trainer.start(resume, stack)
+    with (
+        StopRequest() as stop,
+        session.partitioner.activate(),
+        contextlib.closing(Trainer(session, run, stop)) as trainer,
+    ):
+        trainer.start(resume)
         return trainer.run()
 
 
 class Trainer:
     """One run: the state, and everything that looks at it between steps."""
 
-    def __init__(self, session: Session, run: RunDir, stop: StopRequest, stack: contextlib.ExitStack) -> None:
+    def __init__(self, session: Session, run: RunDir, stop: StopRequest) -> None:
         experiment = session.experiment
         self.session, self.run_dir, self.stop = session, run, stop
         self.cfg = experiment.train
         self.config = json.loads(to_json(experiment))
         self.progress = Progress(self.cfg.steps, experiment.log.every, shown=jax.process_index() == 0)
         self.checkpoints = Checkpointer(run.checkpoints, experiment.checkpoint)
-        stack.callback(self.checkpoints.close)
         self.profiler = ProfilerWindow(run.path, experiment.log)
-        stack.callback(self.profiler.close)
+        self.log = MetricLog(run.path, experiment.log, experiment.name, self.config)
+        self.meter = Meter(session, self.log, self.progress)
         self.train = session.batches("train")
         self.valid = session.batches("valid") if self.cfg.eval_every >= 0 else None
         self.valid_start = self.valid.get_state() if self.valid is not None else b""
         self.recent: collections.deque[tuple[int, Any]] = collections.deque(maxlen=2)
         self.held_out: tuple[int, dict[str, float]] = (-1, {})  # of which step
 
-    def start(self, resume: bool, stack: contextlib.ExitStack) -> None:
+    def start(self, resume: bool) -> None:
         """Make the first state, or restore the newest whole checkpoint; only then write to the run directory."""
-        session, experiment = self.session, self.session.experiment
+        session = self.session
         restored = self.checkpoints.restore(session.placed) if resume else None
         if restored is None:
             self.state, self.step = create_state(session.placed, self.cfg.seed), 0
@@ -99,10 +100,14 @@ class Trainer:
             self.progress.say(f"resuming {self.run_dir.path} after step {self.step}")
             if jax.process_index() == 0:
                 truncate_metrics(self.run_dir.path, self.step)
-        self.run_dir.write_config(to_json(experiment))
-        self.log = MetricLog(self.run_dir.path, experiment.log, experiment.name, self.config)
-        stack.callback(self.log.close)
-        self.meter = Meter(session, self.log, self.progress)
+        self.run_dir.write_config(to_json(session.experiment))
+        self.log.open()
+
+    def close(self) -> None:
+        """Release what the run holds, whatever its end."""
+        self.profiler.close()
+        self.log.close()
+        self.checkpoints.close()
 
     def run(self) -> FitResult:
         """Train to the end, or to the first signal."""

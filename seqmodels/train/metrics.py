@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -36,9 +37,14 @@ class MetricLog:
 
     def __init__(self, run_dir: Path, cfg: LogConfig, name: str, config: Any) -> None:
         self._path = Path(run_dir) / FILE
-        self._wandb = None
-        if jax.process_index() == 0 and cfg.wandb != "disabled":
-            self._wandb = start_wandb(run_dir, cfg, name, config)
+        self._start = functools.partial(start_wandb, run_dir, cfg, name, config)
+        self._wanted = jax.process_index() == 0 and cfg.wandb != "disabled"
+        self._wandb: Any = None
+
+    def open(self) -> None:
+        """Start Weights & Biases, if asked to."""
+        if self._wanted:
+            self._wandb = self._start()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line; it is in the file when this returns.

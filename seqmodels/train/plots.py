@@ -16,10 +16,10 @@ def plot_loss(run_dir: Path) -> Path:
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for key, label, style in (("loss", "training", {"linewidth": 1}), ("valid/loss", "held out", {"marker": "o"})):
+    for key, label, marker in (("loss", "training", ""), ("valid/loss", "held out", "o")):
         points = [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None]
         if points:
-            axes.plot(*zip(*points), label=label, **style)
+            axes.plot(*zip(*points), label=label, marker=marker, linewidth=1)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(Path(run_dir).resolve().name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from seqmodels.data.base import Dataset
@@ -34,5 +35,5 @@ def sample_text(model: LanguageModel, params: Any, data: Dataset, cfg: TrainConf
 
 def seed_of(rng: Any, step: int) -> int:
     """A seed for the samples at `step`, from the key data in the state."""
-    key = jax.random.wrap_key_data(np.asarray(rng))
+    key = jax.random.wrap_key_data(jnp.asarray(np.asarray(rng)))
     return int(jax.random.bits(jax.random.fold_in(key, step)) >> 1)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from seqmodels.data.base import DataIterator, Shard
@@ -55,12 +54,10 @@ def build(experiment: Experiment) -> Session:
     train, data = experiment.train, experiment.data
     model = experiment.model.make()
     partitioner = Partitioner(make_mesh(experiment.mesh), experiment.mesh.rules)
-    shape = jax.ShapeDtypeStruct((train.batch_size, data.seq_len), np.int32)
-    rows = rows_of_process(partitioner.batch({"tokens": shape}, train.accumulate)["tokens"], train.batch_size)
-    shard = Shard(rows.index, rows.count)
     row = next(data.make("train", batch_size=1, seed=train.seed))
     batch = {k: jax.ShapeDtypeStruct((train.batch_size, *v.shape[1:]), v.dtype) for k, v in row.items()}
     shardings = partitioner.batch(batch, train.accumulate)
+    shard = Shard(*rows_of_process(partitioner, train.batch_size))
 
     optimiser = make_optimiser(experiment.optim, train.steps)
     schedule = make_schedule(experiment.optim, train.steps)

@@ -20,9 +20,9 @@ class TrainState(NamedTuple):
 
     params: Any  # {"params": ...}, float32
     opt_state: Any
-    step: Array  # [] int32: updates done
-    rng: Array  # [2] uint32: key data, of what is random after the initialisation (samples)
-    halted: Array  # [] bool: a loss or gradient was not finite; from that step on nothing changes any more
+    step: Any  # [] int32: updates done
+    rng: Any  # [2] uint32: key data, of what is random after the initialisation (samples)
+    halted: Any  # [] bool: a loss or gradient was not finite; from that step on nothing changes any more
 
 
 class Placed(NamedTuple):

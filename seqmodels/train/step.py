@@ -38,7 +38,8 @@ def measure(model: LanguageModel, params: Any, batch: Batch, loss: Loss) -> tupl
     Sums: ``loss`` (masked token losses), ``tokens`` (the mask's sum), ``correct``, and per slice ``slice/loss``,
     ``slice/tokens``, ``slice/correct`` [slices].
     """
-    hidden, _, aux = model.apply(params, batch["tokens"], segment_ids=batch["segment_ids"], method="hidden")
+    call: Any = model.apply(params, batch["tokens"], segment_ids=batch["segment_ids"], method="hidden")
+    hidden, _, aux = call
     head, softcap, mask = model.head(params), model.cfg.softcap, batch["loss_mask"]
     token_loss = ops.linear_cross_entropy(
         hidden,
