@@ -96,7 +96,7 @@ class Subject:
         return self.gradient(self.params, x, self.zero(), ids, dy)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=4)  # compiled programs are large
 def subject(cfg: MixerConfig, dtype: str = "float32") -> Subject:
     return Subject(cfg, dtype)
 
