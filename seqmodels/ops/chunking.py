@@ -17,7 +17,8 @@ from seqmodels.axes import Array
 from seqmodels.ops import decay, segments
 
 CHUNK = 64  # tokens per chunk, unless the caller says otherwise
-GROUP = 2**19  # elements of one [tokens, B, H, max(K, V)] array that are worked on at a time: about a core's cache
+# Elements of one [tokens,B,H,K] array that are worked on at a time: a CPU likes its cache, accelerators want them all.
+GROUP = {"cpu": 2**16, "default": 2**24}
 
 
 class Chunk(NamedTuple):
@@ -87,13 +88,12 @@ def run(
     C = chunk_length(chunk_size, T)
     if num_segments is not None:
         return _run_segments(local, inputs, state, segment_ids, num_segments, C)
-    document = None
-    if segment_ids is not None:
-        real = (segment_ids != 0)[:, :, None, None]
-        inputs = jax.tree.map(lambda x: jnp.where(real, x, 0), inputs)
-        document = segments.document_index(segment_ids)
-    out, state, _ = _run_groups(local, inputs, state, document, None, C)
-    return out, state
+    if segment_ids is None:
+        return _run_groups(local, inputs, state, None, None, C)[:2]
+    real = (segment_ids != 0)[:, :, None, None]
+    inputs = jax.tree.map(lambda x: jnp.where(real, x, 0), inputs)
+    out, state, _ = _run_groups(local, inputs, state, segments.document_index(segment_ids), None, C)
+    return jnp.where(real, out, 0), state  # they are 0 already; this stops a NaN among their cotangents
 
 
 def _run_segments(local, inputs, table, segment_ids, num_segments, C):
@@ -116,7 +116,8 @@ def _run_groups(local, inputs, state, document, resets, C):
     B, T = inputs[0].shape[:2]
     H, K, V = state.shape[-3:]
     N = -(-T // C)
-    groups = -(-N // max(1, GROUP // (B * H * C * max(K, V))))
+    limit = GROUP.get(jax.default_backend(), GROUP["default"])
+    groups = -(-N // max(1, limit // max(1, B * H * C * max(K, V))))
     n = -(-N // groups)
 
     def grouped(x: Array, length: int, mode: str = "constant") -> Array:  # [B,T or N,...] -> [G,B,n*C or n,...]
@@ -140,7 +141,7 @@ def _run_groups(local, inputs, state, document, resets, C):
         None if resets is None else jax.tree.map(lambda x: grouped(x, n), resets),
     )
     current = None if document is None else jnp.zeros(B, jnp.int32)
-    (state, _), (out, after) = jax.lax.scan(jax.checkpoint(group), (state, current), xs)
+    (state, _), (out, after) = jax.lax.scan(jax.checkpoint(group, prevent_cse=False), (state, current), xs)
     out = jnp.moveaxis(out, 0, 1).reshape(B, -1, H, V)[:, :T]
     if after is not None:
         after = jnp.moveaxis(after, 2, 0).reshape(B, -1, H, K, V)[:, :N]

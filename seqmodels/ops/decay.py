@@ -36,21 +36,19 @@ def between(g: Array) -> Array:
 
 
 def scores(rows: Array, cols: Array, g: Array | None, visible: Array) -> Array:
-    """``sum_k rows[i,k] cols[j,k] decay[i,j,k]`` where `visible` (a subset of i >= j), else 0. [...,R,C,C]
+    """``sum_k rows[i,k] cols[j,k] decay[i,j,k]`` where `visible` (a subset of i >= j), else 0. [...,C,C]
 
     Args:
-      rows: ``[...,R,C,K]``: R kinds of rows, such as queries and keys, that meet the same columns.
-      cols: ``[...,C,K]``.
+      rows, cols: ``[...,C,K]``.
       g: log-decays ``[...,C,1]``, ``[...,C,K]`` or ``None``.
       visible: bool, broadcastable to ``[...,C,C]``.
     """
-    visible = visible[..., None, :, :]
     if g is not None and g.shape[-1] == cols.shape[-1]:
         return jnp.where(visible, _vector_scores(rows, cols, g), 0)
-    products = jnp.einsum("...rik,...jk->...rij", rows, cols)
+    products = _products(rows, cols)
     if g is None:
         return jnp.where(visible, products, 0)
-    return products * jnp.exp(jnp.where(visible, between(g)[..., None, :, :], -jnp.inf))
+    return products * jnp.exp(jnp.where(visible, between(g), -jnp.inf))
 
 
 def _vector_scores(rows: Array, cols: Array, g: Array) -> Array:
@@ -59,35 +57,37 @@ def _vector_scores(rows: Array, cols: Array, g: Array) -> Array:
     Block size h doubles from 1 to C/2, so that every pair is met once, at its own border, with exponents <= 0. Leading
     axes are flattened to M: XLA:CPU of jaxlib 0.10.2 crashes in fused reductions of rank 7.
     """
-    *lead, R, C, K = rows.shape
+    *lead, C, K = rows.shape
     h = min(BASE, C)
-    rows, cols, g = rows.reshape(-1, R, C // h, h, K), cols.reshape(-1, C // h, h, K), g.reshape(-1, C // h, h, K)
-    found = _block_scores(rows, cols, g)  # [M,R,N,h,h]
+    rows, cols, g = (x.reshape(-1, C // h, h, K) for x in (rows, cols, g))
+    found = _block_scores(rows, cols, g)  # [M,N,h,h]
     upto, after = within(g, after=False), within(g, after=True)  # [M,N,h,K]: sums in a block, to and from its borders
     while h < C:
-        N = C // (2 * h)
-        upto, after = upto.reshape(-1, N, 2, h, K), after.reshape(-1, N, 2, h, K)
+        rows, cols, upto, after = (x.reshape(-1, C // (2 * h), 2, h, K) for x in (rows, cols, upto, after))
+        low = _products(rows[:, :, 1] * jnp.exp(upto[:, :, 1]), cols[:, :, 0] * jnp.exp(after[:, :, 0]))
+        found = join_lower(found.reshape(-1, C // (2 * h), 2, h, h), low)
         total = upto[..., -1:, :]
-        second = rows.reshape(-1, R, N, 2, h, K)[:, :, :, 1] * jnp.exp(upto[:, None, :, 1])
-        first = cols.reshape(-1, N, 2, h, K)[:, :, 0] * jnp.exp(after[:, :, 0])
-        low = jnp.einsum("mrnik,mnjk->mrnij", second, first)
-        found = join_lower(found.reshape(-1, R, N, 2, h, h), low)
         upto = jnp.concatenate([upto[:, :, 0], upto[:, :, 1] + total[:, :, 0]], axis=2)
         after = jnp.concatenate([after[:, :, 0] + total[:, :, 1], after[:, :, 1]], axis=2)
         h *= 2
-    return found.reshape(*lead, R, C, C)
+    return found.reshape(*lead, C, C)
 
 
 def _block_scores(rows: Array, cols: Array, g: Array) -> Array:
-    """The same within small blocks, all sizes at once in one masked matmul. [M,R,N,h,h]"""
-    h = g.shape[-2]
-    found = jnp.einsum("mrnik,mnik->mrni", rows, cols)[..., None] * jnp.eye(h, dtype=g.dtype)
+    """The same within small blocks, all sizes L at once in one masked matmul. [M,N,h,h]"""
+    M, N, h, K = g.shape
+    found = jnp.sum(rows * cols, axis=-1, keepdims=True) * jnp.eye(h, dtype=g.dtype)
     if h == 1:
         return found
     sides, pairs = _borders(h)
-    weight = jnp.exp(jnp.einsum("lij,mnjk->mnlik", sides, g, precision=HIGHEST))  # each token to its border at a level
-    met = jnp.einsum("mrnlik,mnljk->mrnlij", rows[:, :, :, None] * weight[:, None], cols[:, :, None] * weight)
-    return found + jnp.sum(jnp.where(pairs, met, 0), axis=3)
+    sides = jnp.broadcast_to(sides.reshape(-1, h).astype(g.dtype), (M, N, sides.size // h, h))
+    weight = jnp.exp(jnp.matmul(sides, g, precision=HIGHEST)).reshape(M, N, -1, h, K)  # [M,N,L,h,K]
+    met = _products(rows[:, :, None] * weight, cols[:, :, None] * weight)  # [M,N,L,h,h]
+    return found + jnp.sum(jnp.where(pairs, met, 0), axis=2)
+
+
+def _products(rows: Array, cols: Array) -> Array:
+    return jnp.einsum("...ik,...jk->...ij", rows, cols)
 
 
 def _borders(h: int) -> tuple[Array, Array]:

@@ -32,11 +32,10 @@ def run(
     def local(inputs: tuple, seen: Visibility) -> Chunk:
         q, k, v, g, beta = inputs
         q, enter = q * scale, seen.enter(g)
-        scores = decay.scores(jnp.stack([q, k * beta], axis=-3), k, g, seen.pairs)  # [...,2,C,C]
-        inverse = unit_lower_inverse(jnp.tril(scores[..., 1, :, :], -1))
+        inverse = unit_lower_inverse(jnp.tril(decay.scores(k * beta, k, g, seen.pairs), -1))
         u = inverse @ (beta * v)  # [...,C,V] of a zero state
         w = inverse @ (beta * k * enter)  # [...,C,K]: u - w S is that of the state S
-        attention = scores[..., 0, :, :]
+        attention = decay.scores(q, k, g, seen.pairs)
         leaving = jnp.swapaxes(k * seen.leave(g), -1, -2)
         return Chunk(
             transition=seen.whole(g, k) * jnp.eye(k.shape[-1], dtype=k.dtype) - leaving @ w,

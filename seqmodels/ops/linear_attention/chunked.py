@@ -26,11 +26,11 @@ def run(
     def local(inputs: tuple, seen: Visibility) -> Chunk:
         q, k, v, g = inputs
         q = q * scale
-        scores = decay.scores(q[..., None, :, :], k, g, seen.pairs)[..., 0, :, :]
+        scores = decay.scores(q, k, g, seen.pairs)
         return Chunk(
             transition=seen.whole(g, k),
             added=jnp.einsum("...ck,...cv->...kv", k * seen.leave(g), v),
-            local=jnp.einsum("...ij,...jv->...iv", scores, v),
+            local=scores @ v,
             query=q * seen.enter(g),
         )
 
