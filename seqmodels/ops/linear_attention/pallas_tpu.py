@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
 from seqmodels.axes import Array
-from seqmodels.ops.linear_attention.cell import ScalarCell, VectorCell
+from seqmodels.ops.linear_attention.cell import LinearCell
 from seqmodels.ops.pallas import run as pallas_run
 
 
@@ -22,7 +20,7 @@ def supports(
     chunk_size: int | None,
 ) -> str | None:
     """The reason for refusing a call, or ``None``."""
-    return pallas_run.refusal(q, k, v, chunk_size, gates=_per_key(log_decay))
+    return pallas_run.refusal(q, k, v, chunk_size, log_decay)
 
 
 def run(
@@ -38,13 +36,7 @@ def run(
     chunk_size: int | None,
 ) -> tuple[Array, Array]:
     """See `linear_attention`."""
-    rest = state, segment_ids, num_segments, chunk_size
     dtype = pallas_run.operand_dtype(q, k, v)
-    if log_decay is not None and _per_key(log_decay):
-        return pallas_run.run(VectorCell(float(scale), dtype), (q, k, v, log_decay), (), *rest)
-    rows = () if log_decay is None else (jnp.broadcast_to(log_decay, v.shape[:3]),)
-    return pallas_run.run(ScalarCell(float(scale), dtype, len(rows)), (q, k, v), rows, *rest)
-
-
-def _per_key(log_decay: Array | None) -> bool:
-    return log_decay is not None and log_decay.ndim == 4
+    columns, rows, kind = pallas_run.place_decay((q, k, v), log_decay)
+    cell = LinearCell(float(scale), dtype, kind)
+    return pallas_run.run(cell, columns, rows, state, segment_ids, num_segments, chunk_size)

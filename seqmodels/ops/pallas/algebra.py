@@ -32,15 +32,17 @@ def dot(a: Array, b: Array, contract: str, dtype: jnp.dtype) -> Array:
 
 def dot_bits(a: Array, bits: Array, passes: int = 3) -> Array:
     """``a @ bits`` for a matrix of zeros and ones: three bfloat16 passes are as exact as float32 (two keep 16 bits)."""
-    total = None
+    total = jnp.zeros((a.shape[0], bits.shape[1]), jnp.float32)
     for _ in range(passes):
-        head = jax.lax.bitcast_convert_type(a, jnp.int32) & jnp.int32(-65536)
-        head = jax.lax.bitcast_convert_type(head, jnp.float32)  # the upper 8 bits of the mantissa
-        a = a - head
-        part = dot(head, bits, "nn", jnp.bfloat16)
-        total = part if total is None else total + part
-    assert total is not None
+        head = upper_bits(a)
+        total, a = total + dot(head, bits, "nn", jnp.bfloat16), a - head
     return total
+
+
+def upper_bits(a: Array) -> Array:
+    """The part of a float32 that a bfloat16 holds. By bits: XLA may drop a cast there and back."""
+    bits = jax.lax.bitcast_convert_type(a, jnp.int32) & jnp.int32(-65536)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def iotas(size: int) -> tuple[Array, Array]:
@@ -53,6 +55,12 @@ def to_column(row: Array) -> Array:
     """``[1,C]`` -> ``[C,1]``."""
     i, j = iotas(row.shape[1])
     return jnp.sum(jnp.where(i == j, row, 0.0), axis=1, keepdims=True)
+
+
+def to_row(column: Array) -> Array:
+    """``[C,1]`` -> ``[1,C]``."""
+    i, j = iotas(column.shape[0])
+    return jnp.sum(jnp.where(i == j, column, 0.0), axis=0, keepdims=True)
 
 
 class Marks(NamedTuple):
@@ -81,49 +89,29 @@ def where(mask: Array | None, x: Array) -> Array:
     return x if mask is None else jnp.where(mask, x, 0.0)
 
 
-class Decay(NamedTuple):
-    """Decays within a chunk, already masked."""
+def triangular_inverse(low: Array, dtype: jnp.dtype) -> Array:
+    """``(I + low)^-1`` for strictly lower-triangular ``low [C,C]``, C a power of two from 8; nothing leaves VMEM.
 
-    pair: Array  # [C,C]: from token j to token i, 0 where i does not see j
-    enter: Array  # [C,1] or [C,K]: from the incoming state to token i
-    leave: Array  # [C,1] or [C,K]: from token j to the outgoing state
-    keep: Array  # [1,1] or [1,K]: from the incoming to the outgoing state
-
-
-def no_decay(marks: Marks) -> Decay:
-    """Only the masks."""
-    one = jnp.ones((marks.causal.shape[0], 1), jnp.float32)
-    keep = jnp.ones((1, 1), jnp.float32)
-    return Decay(
-        jnp.where(marks.causal, 1.0, 0.0), where(marks.enter, one), where(marks.leave, one), where(marks.keep, keep)
-    )
-
-
-def scalar_decay(row: Array, marks: Marks) -> Decay:
-    """Decays from the log-decays ``[1,C]`` of a chunk.
-
-    The exponent of a pair is the sum of what lies between the two, added up without any difference of running sums, so
-    a decay of -1e4 somewhere in the chunk costs the other pairs no digit.
+    Diagonal blocks of 8 (the sublanes of a register) by substitution, then ``[[X, 0], [L, Y]]^-1 =
+    [[X, 0], [-Y L X, Y]]`` doubles them, for all blocks at once, until one is left.
     """
-    row = jnp.maximum(row, FLOOR)
-    i, j = iotas(row.shape[1])
-    until = jnp.where(j <= i, row, 0.0)
-    between = dot_bits(until, jnp.where(i > j, 1.0, 0.0))
-    after = jnp.sum(jnp.where(j > i, row, 0.0), axis=1, keepdims=True)
-    return Decay(
-        jnp.where(marks.causal, jnp.exp(jnp.where(marks.causal, between, FLOOR)), 0.0),
-        where(marks.enter, jnp.exp(jnp.sum(until, axis=1, keepdims=True))),
-        where(marks.leave, jnp.exp(after)),
-        where(marks.keep, jnp.exp(jnp.sum(row, axis=1, keepdims=True))),
-    )
+    size = low.shape[0]
+    i, j = iotas(size)
+    inverse = jnp.where(i == j, 1.0, 0.0)
+    for step in range(7):  # take row `step` of every block out of the rows below it
+        factor = jnp.sum(jnp.where((j == (i & -8) + step) & ((i & 7) > step), low, 0.0), axis=1, keepdims=True)
+        rows = inverse.reshape(size // 8, 8, size)[:, step : step + 1]
+        inverse = inverse - factor * jnp.broadcast_to(rows, (size // 8, 8, size)).reshape(size, size)
+    product = dot_halves if dtype == jnp.bfloat16 else lambda a, b: dot(a, b, "nn", jnp.float32)
+    for level in range(3, size.bit_length() - 1):
+        corner = jnp.where((i > j) & (((i ^ j) >> level) == 1), low, 0.0)
+        inverse = inverse - product(inverse, product(corner, inverse))
+    return inverse
 
 
-def scalar_decay_gradient(pair: Array, enter: Array, leave: Array, keep: Array, dtype: jnp.dtype) -> Array:
-    """Gradient ``[1,C]`` of the log-decays from the gradients of the four exponents of `Decay`.
-
-    A log-decay is part of a pair's exponent if it lies after j and not after i, so its gradient is the sum over a
-    rectangle of the pair gradients; no difference of large sums is taken.
-    """
-    i, j = iotas(pair.shape[0])
-    before = dot_bits(jnp.where(i > j, pair, 0.0), jnp.where(i < j, 1.0, 0.0), 3 if dtype == jnp.float32 else 2)
-    return jnp.sum(jnp.where(i >= j, before + enter, leave), axis=0, keepdims=True) + keep
+def dot_halves(a: Array, b: Array) -> Array:
+    """``a @ b`` with 16 bits of mantissa, in three bfloat16 passes instead of float32's six."""
+    heads = [upper_bits(x) for x in (a, b)]
+    tails = [x - head for x, head in zip((a, b), heads)]
+    terms = ((heads[0], heads[1]), (heads[0], tails[1]), (tails[0], heads[1]))
+    return sum((dot(x, y, "nn", jnp.bfloat16) for x, y in terms), jnp.zeros_like(a))

@@ -18,7 +18,7 @@ from seqmodels.axes import Array
 from seqmodels.ops.pallas.algebra import FLOOR, dot, iotas
 
 
-class Halving(NamedTuple):
+class Halved(NamedTuple):
     """Exponentials of a chunk's log-decays ``[C,K]``."""
 
     levels: tuple[Array, ...]  # [C,K] per level: decay between a token and its border of that level
@@ -39,7 +39,7 @@ def _swap(x: Array, level: int) -> Array:
     return down if 2 * block == size else jnp.where(_odd(size, level), down, pltpu.roll(x, size - block, 0))
 
 
-def halve(log_decay: Array) -> Halving:
+def halve(log_decay: Array) -> Halved:
     """Sums of ``log_decay [C,K]`` (C a power of two) to the borders of every level, exponentiated."""
     upto = total = jnp.maximum(log_decay, FLOOR)  # within the token's block: up to the token, all of it
     after = jnp.zeros_like(upto)  # within the block, after the token
@@ -48,11 +48,11 @@ def halve(log_decay: Array) -> Halving:
         odd, other = _odd(size, level), _swap(total, level)
         levels.append(jnp.exp(jnp.where(odd, upto, after)))
         upto, after, total = upto + jnp.where(odd, other, 0.0), after + jnp.where(odd, 0.0, other), total + other
-    return Halving(tuple(levels), jnp.exp(upto), jnp.exp(after), jnp.exp(total[:1]))
+    return Halved(tuple(levels), jnp.exp(upto), jnp.exp(after), jnp.exp(total[:1]))
 
 
 def halve_gradient(levels: list[Array], enter: Array, leave: Array, keep: Array) -> Array:
-    """Gradient of the log-decays from the gradients of the exponents of `Halving` (the transpose of `halve`)."""
+    """Gradient of the log-decays from the gradients of the exponents of `Halved` (the transpose of `halve`)."""
     size = enter.shape[0]
     upto, after = enter, leave
     first = jax.lax.broadcasted_iota(jnp.int32, (size, 1), 0) == 0
@@ -70,7 +70,7 @@ def _level_of(size: int, level: int) -> Array:
     return (i > j) & (((i ^ j) >> level) == 1)
 
 
-def scores(q: Array, k: Array, decay: Halving, causal: Array, dtype: jnp.dtype) -> Array:
+def scores(q: Array, k: Array, decay: Halved, causal: Array, dtype: jnp.dtype) -> Array:
     """``sum_k q_ik k_jk exp(decay from j to i)`` for the pairs that `causal` allows, 0 elsewhere. [C,C]"""
     size = q.shape[0]
     i, j = iotas(size)
@@ -81,7 +81,7 @@ def scores(q: Array, k: Array, decay: Halving, causal: Array, dtype: jnp.dtype) 
 
 
 def scores_gradient(
-    d_scores: Array, q: Array, k: Array, decay: Halving, dtype: jnp.dtype
+    d_scores: Array, q: Array, k: Array, decay: Halved, dtype: jnp.dtype
 ) -> tuple[Array, Array, list[Array]]:
     """Gradients of q, of k, and of the exponents of every level, from the (masked) gradient of `scores`."""
     size = q.shape[0]

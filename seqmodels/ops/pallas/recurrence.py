@@ -46,18 +46,21 @@ class _Position(NamedTuple):
     group: Any  # index of the block of value heads
 
 
+def same_axes(tree: Any) -> Any:
+    """Inside a `jax.shard_map`: mark all arrays as varying over every mesh axis over which one of them varies."""
+    axes = lambda x: jax.typeof(x).manual_axis_type.varying  # noqa: E731
+    union = frozenset().union(*map(axes, jax.tree.leaves(tree)))
+    cast = lambda x: jax.lax.pcast(x, tuple(union - axes(x)), to="varying") if union - axes(x) else x  # noqa: E731
+    return jax.tree.map(cast, tree)
+
+
 def forward(layout: Layout, cell: Any, operands: Operands, save: bool, interpret: bool) -> tuple[Array, Array, Any]:
     """``(out [B,T,H*V], state, states before every chunk or None)``."""
     specs = _Specs(layout, reverse=False)
-    saved = [(specs.chunk_state, jax.ShapeDtypeStruct(_saved_shape(layout), jnp.float32))] if save else []
-    outs = [
-        (
-            specs.columns("value"),
-            jax.ShapeDtypeStruct((layout.B, layout.T, layout.H * layout.V), _value_dtype(operands)),
-        ),
-        (specs.state, jax.ShapeDtypeStruct(operands.state.shape, jnp.float32)),
-        *saved,
-    ]
+    outs = [(specs.columns("value"), _like(operands.columns[2])), (specs.state, _like(operands.state))]
+    if save:
+        states = (layout.B, layout.chunks, layout.H // layout.heads, layout.V, layout.heads * layout.K)
+        outs.append((specs.chunk_state, _like(operands.state, states)))
     out, state, *states = _call(
         functools.partial(_forward_kernel, layout, cell),
         specs,
@@ -78,10 +81,9 @@ def backward(
 ) -> tuple[tuple[Array, ...], Array | None, Array]:
     """Gradients of the columns, the rows and the incoming state; ``operands.state`` is that of the outgoing state."""
     specs = _Specs(layout, reverse=True)
-    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
-    outs = [(specs.columns(kind), like(x)) for kind, x in zip(cell.kinds, operands.columns)]
-    outs += [] if operands.rows is None else [(specs.rows(operands.rows.shape[3]), like(operands.rows))]
-    outs += [(specs.state, like(operands.state))]
+    outs = [(specs.columns(kind), _like(x)) for kind, x in zip(cell.kinds, operands.columns)]
+    outs += [] if operands.rows is None else [(specs.rows(cell.rows), _like(operands.rows))]
+    outs += [(specs.state, _like(operands.state))]
     shared = [pltpu.VMEM((layout.C, layout.keys * layout.K), jnp.float32) for kind in cell.kinds if kind == "key"]
     results = _call(
         functools.partial(_backward_kernel, layout, cell),
@@ -99,12 +101,10 @@ def backward(
     return tuple(results[:count]), None if operands.rows is None else results[count], results[-1]
 
 
-def _value_dtype(operands: Operands) -> Any:
-    return operands.columns[2].dtype
-
-
-def _saved_shape(layout: Layout) -> tuple[int, ...]:
-    return layout.B, layout.chunks, layout.H // layout.heads, layout.V, layout.heads * layout.K
+def _like(x: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
+    """The dtype of an operand and the mesh axes that it varies over, with another shape if given."""
+    axes = jax.typeof(x).manual_axis_type
+    return jax.ShapeDtypeStruct(shape or x.shape, x.dtype, manual_axis_type=axes)
 
 
 def _state_scratch(layout: Layout) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,20 @@ def operand_dtype(*arrays: Array) -> Any:
     return jnp.bfloat16 if all(x.dtype == jnp.bfloat16 for x in arrays) else jnp.float32
 
 
-def refusal(q: Array, k: Array, v: Array, chunk_size: int | None, gates: bool) -> str | None:
-    """Why the kernels cannot take a call, or ``None``. `gates` says that decays are per key channel."""
+def place_decay(
+    columns: tuple[Array, Array, Array], log_decay: Array | None
+) -> tuple[tuple[Array, ...], tuple[Array, ...], str]:
+    """Columns with a vector decay behind them, rows with a scalar or fixed one, and the kind of decay."""
+    if log_decay is None:
+        return columns, (), "none"
+    if log_decay.ndim == 4:
+        return (*columns, log_decay), (), "vector"
+    return columns, (jnp.broadcast_to(log_decay, columns[2].shape[:3]),), "scalar"
+
+
+def refusal(q: Array, k: Array, v: Array, chunk_size: int | None, log_decay: Array | None) -> str | None:
+    """Why the kernels cannot take a call, or ``None``."""
+    gates = log_decay is not None and log_decay.ndim == 4
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in (jnp.float32, jnp.bfloat16):
             return f"{name} has dtype {x.dtype}, a TPU kernel takes float32 and bfloat16"
@@ -72,7 +84,8 @@ def run(
       num_segments: S or ``None``.
       chunk_size: a power of two, or ``None`` for the default.
     """
-    return _kernel(Call(cell, num_segments, chunk_size, dispatch.interpreting()), columns, rows, state, segment_ids)
+    inputs = recurrence.same_axes((columns, rows, state, segment_ids))
+    return _kernel(Call(cell, num_segments, chunk_size, dispatch.interpreting()), *inputs)
 
 
 def _layout(q: Array, v: Array, chunk_size: int | None, slots: int, gates: bool, masked: bool) -> Layout:
@@ -132,7 +145,7 @@ def _pack(call: Call, columns: tuple[Array, ...], rows: tuple[Array, ...], state
         route,
         layout.pack_state(state),
     )
-    return _Packed(layout, operands, regrouped)
+    return _Packed(layout, recurrence.same_axes(operands), regrouped)
 
 
 def _forward(call, columns, rows, state, ids, save):
@@ -147,14 +160,13 @@ def _kernel(call, columns, rows, state, ids):
 
 
 def _kernel_fwd(call, columns, rows, state, ids):
-    results, states = _saving(call, columns, rows, state, ids)
+    results, states = cast(Any, _saving(call, columns, rows, state, ids))
     return results, (columns, rows, state, ids, states)
 
 
 def _kernel_bwd(call, residuals, cotangents):
     columns, rows, state, ids, states = residuals
-    gradients: Any = _gradients(call, columns, rows, state, cotangents, states, ids)
-    return *gradients, None
+    return *cast(Any, _gradients(call, columns, rows, state, cotangents, states, ids)), None
 
 
 _kernel.defvjp(_kernel_fwd, _kernel_bwd)
@@ -167,7 +179,7 @@ def _saving(call, columns, rows, state, ids):
 
 
 def _saving_fwd(call, columns, rows, state, ids):
-    results, states = _saving(call, columns, rows, state, ids)
+    results, states = cast(Any, _saving(call, columns, rows, state, ids))
     return (results, states), (columns, rows, state, ids, states)
 
 
