@@ -157,7 +157,7 @@ def _split(x: Array, n: int, H: int) -> Array:
 def _visibility(document: Array | None, current: Array | None, n: int, C: int) -> tuple[Visibility, Array | None]:
     """Masks of the chunks in ``document [B,n*C]``, and the document that the last one ends with."""
     causal = jnp.tril(jnp.ones((C, C), bool))
-    if document is None:
+    if document is None or current is None:
         return Visibility(causal[None, None, None], None, None, None), None
     document = jnp.moveaxis(document.reshape(-1, n, C), 1, 0)[:, :, None, :, None]  # [n,B,1,C,1]
     end = document[..., -1:, :]
