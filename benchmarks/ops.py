@@ -23,6 +23,7 @@ from seqmodels.errors import UserError, suggest
 from seqmodels.ops import cases, dispatch
 
 DTYPES = ("float32", "bfloat16")
+CPU_BYTES = 2**26  # cases that move as much are left to accelerators, unless --case names them
 
 
 class Programs(NamedTuple):
@@ -131,6 +132,18 @@ def _rows(op: cases.Op, case: cases.Case, dtype: str, impls: Sequence[str], roun
         }
 
 
+def select(op: cases.Op, which: str, names: Sequence[str]) -> list[cases.Case]:
+    """The cases called `names`; without names all, small or headline ones, as far as they suit a CPU if this is one."""
+    if names:
+        return [case for case in op.cases if case.name in names]
+    chosen = [case for case in op.cases if which == "all" or case.large == (which == "headline")]
+    fit = [case for case in chosen if jax.default_backend() != "cpu" or case.bytes() < CPU_BYTES]
+    left = [case.name for case in chosen if case not in fit]
+    if left:
+        print(f"{op.name}: left out on a CPU: {', '.join(left)}; --case NAME runs one all the same")
+    return fit
+
+
 def printable(row: dict[str, Any]) -> dict[str, Any]:
     """A row of `benchmark` in the units of the printed table."""
     return {
@@ -163,6 +176,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--op", nargs="+", default=[], help="ops to run; all by default")
     parser.add_argument("--impl", nargs="+", default=[], help="implementations; by default all that run here")
     parser.add_argument("--cases", choices=("small", "headline", "all"), default="headline", help="which shapes")
+    parser.add_argument("--case", nargs="+", default=[], help="names of cases, instead of --cases")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="dtypes of the inputs")
     parser.add_argument("--rounds", type=int, default=7, help="turns of every program; the median is reported")
     parser.add_argument("--skip-tests", action="store_true", help="measure without running the op's tests first")
@@ -183,11 +197,17 @@ def main(argv: list[str]) -> None:
     if options.rounds < 1:
         raise UserError(f"--rounds {options.rounds} is not positive, expected at least 1")
     everything = []
-    for name in options.op or known:
-        op = cases.load(name)
-        chosen = [case for case in op.cases if options.cases == "all" or case.large == (options.cases == "headline")]
+    loaded = [cases.load(name) for name in options.op or known]
+    names = {case.name for op in loaded for case in op.cases}
+    for name in options.case:
+        if name not in names:
+            raise UserError(
+                f"--case {name} is unknown, expected one of {', '.join(sorted(names))}{suggest(name, names)}"
+            )
+    for op in loaded:
+        chosen = select(op, options.cases, options.case)
         if not options.skip_tests:
-            require_green(name)
+            require_green(op.name)
         rows = benchmark(op, chosen, dtypes=options.dtype, impls=options.impl, rounds=options.rounds)
         _store(op.name, rows, options)
         everything += rows
@@ -199,7 +219,11 @@ def _store(op: str, rows: list[dict[str, Any]], options: Any) -> None:
     path = options.out / f"{op}_{jax.default_backend()}.json"
     content = {
         "environment": measure.environment(),
-        "command": {"cases": options.cases, "rounds": options.rounds, "tests_skipped": options.skip_tests},
+        "command": {
+            "cases": options.case or options.cases,
+            "rounds": options.rounds,
+            "tests_skipped": options.skip_tests,
+        },
         "ceilings": {dtype: roof._asdict() for dtype, roof in roofs.items()},
         "rows": rows,
     }

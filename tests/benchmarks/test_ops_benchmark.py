@@ -74,7 +74,7 @@ def test_command_writes_results(only_product, tmp_path, capsys):
     words = ["--op", "product", "--cases", "small", "--rounds", "1", "--skip-tests", "--out", str(tmp_path)]
     assert ops.main(words) == 0
     content = json.loads((tmp_path / "product_cpu.json").read_text())
-    assert content["command"]["tests_skipped"] is True
+    assert content["tests_skipped"] is True
     assert {"device", "versions", "commit", "time"} <= content["environment"].keys()
     assert [row["case"] for row in content["rows"]] == ["tiny", "tiny"]
     assert (tmp_path / "product_cpu.png").stat().st_size > 5000
@@ -93,6 +93,20 @@ def test_red_tests_stop_the_benchmark(only_product, monkeypatch, tmp_path, capsy
     assert not (tmp_path / "results").exists()
     (tmp_path / "tests/ops/test_product.py").write_text("def test():\n    pass\n")
     ops.require_green("product")
+
+
+def test_selection(monkeypatch, capsys):
+    assert [case.name for case in ops.select(OP, "all", [])] == ["tiny", "big"]
+    assert [case.name for case in ops.select(OP, "headline", [])] == ["big"]
+    assert [case.name for case in ops.select(OP, "headline", ["tiny"])] == ["tiny"]
+    monkeypatch.setattr(ops, "CPU_BYTES", OP.cases[1].bytes())
+    assert [case.name for case in ops.select(OP, "all", [])] == ["tiny"]
+    assert "left out on a CPU: big" in capsys.readouterr().out
+
+
+def test_unknown_case_is_one_line(only_product, capsys):
+    assert ops.main(["--op", "product", "--skip-tests", "--case", "tini"]) == 2
+    assert "did you mean 'tiny'" in capsys.readouterr().err
 
 
 def test_unknown_op_is_one_line(only_product, capsys):
