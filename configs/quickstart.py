@@ -9,18 +9,19 @@ from seqmodels.layers.mlp import MLPConfig
 from seqmodels.mixers.attention import AttentionConfig
 from seqmodels.mixers.gated_delta_net import GatedDeltaNetConfig
 from seqmodels.models import BlockConfig, LMConfig
-from seqmodels.train.experiment import Experiment, LogConfig, OptimConfig, TrainConfig
+from seqmodels.train.experiment import CheckpointConfig, Experiment, LogConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> Experiment:
     mlp = MLPConfig(ratio=4.0, multiple_of=32)
-    linear = BlockConfig(GatedDeltaNetConfig(num_heads=4, head_dim=32, expand_v=1.0), mlp)
+    linear = BlockConfig(GatedDeltaNetConfig(num_heads=2, head_dim=64, expand_v=1.0), mlp)
     window = BlockConfig(AttentionConfig(num_heads=4, window=128), mlp)
     return Experiment(
         name="quickstart",
-        model=LMConfig(dim=128, depth=4, pattern=(linear, linear, linear, window)),
+        model=LMConfig(dim=128, depth=4, pattern=(linear, linear, linear, window), scan=False),
         data=StdlibCorpus(seq_len=256),
-        optim=OptimConfig(learning_rate=4e-3, warmup_steps=50, weight_decay=0.1),
-        train=TrainConfig(steps=1500, batch_size=8, eval_every=500, sample_prompt="def "),
+        optim=OptimConfig(name="muon", learning_rate=5e-3, warmup_steps=50, final_fraction=0.02),
+        train=TrainConfig(steps=1500, batch_size=4, eval_every=500, eval_batches=32, sample_prompt="def "),
+        checkpoint=CheckpointConfig(every=500),
         log=LogConfig(every=10),
     )
