@@ -141,12 +141,14 @@ class Checkpointer:
         """
         abstract, shardings = placed.abstract, placed.shardings
         step = self._agree_on_step()
-        if step is None:
-            return None
-        meta = read_meta(self.directory / str(step))
-        compare(meta["arrays"], describe(abstract), f"checkpoint {self.directory / str(step)}")
+        meta = None
+        if step is not None:
+            meta = read_meta(self.directory / str(step))
+            compare(meta["arrays"], describe(abstract), f"checkpoint {self.directory / str(step)}")
         if jax.process_index() == 0:
-            set_aside(self.directory, after=step)
+            set_aside(self.directory, after=-1 if step is None else step)
+        if step is None or meta is None:
+            return None
         target = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings
         )
