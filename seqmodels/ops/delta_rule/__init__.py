@@ -6,10 +6,14 @@ import jax.numpy as jnp
 
 from seqmodels.axes import Array
 from seqmodels.ops import checks
-from seqmodels.ops.delta_rule import chunked, reference
+from seqmodels.ops.delta_rule import chunked, pallas_tpu, reference
 from seqmodels.ops.dispatch import Implementation, dispatch
 
-IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implementation(reference.run)}
+IMPLEMENTATIONS = {
+    "pallas_tpu": Implementation(pallas_tpu.run, pallas_tpu.supports),
+    "chunked": Implementation(chunked.run),
+    "reference": Implementation(reference.run),
+}
 
 
 def delta_rule(
