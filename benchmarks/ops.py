@@ -219,11 +219,9 @@ def _store(op: str, rows: list[dict[str, Any]], options: Any) -> None:
     path = options.out / f"{op}_{jax.default_backend()}.json"
     content = {
         "environment": measure.environment(),
-        "command": {
-            "cases": options.case or options.cases,
-            "rounds": options.rounds,
-            "tests_skipped": options.skip_tests,
-        },
+        "cases": options.case or options.cases,
+        "rounds": options.rounds,
+        "tests_skipped": options.skip_tests,
         "ceilings": {dtype: roof._asdict() for dtype, roof in roofs.items()},
         "rows": rows,
     }
