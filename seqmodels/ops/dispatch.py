@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import AxisType
 
 from seqmodels.errors import suggest
 
@@ -65,7 +66,7 @@ def dispatch(op: str, impl: str, implementations: Mapping[str, Implementation], 
         if impl not in implementations:
             known = ", ".join(["auto", *implementations])
             raise ValueError(f"{op}: impl={impl!r} is unknown, expected one of {known}{suggest(impl, implementations)}")
-        reason = implementations[impl].supports(*args, **kwargs)
+        reason = _refusal(impl, implementations[impl], args, kwargs)
         if reason:
             raise ValueError(f"{op}: impl={impl!r} refuses this call: {reason}; use impl='auto'")
         return implementations[impl].run(*args, **kwargs)
@@ -87,12 +88,27 @@ def _first(op: str, names, implementations, args, kwargs) -> str:
     for name in names:
         if name not in implementations:
             continue
-        reason = implementations[name].supports(*args, **kwargs)
+        reason = _refusal(name, implementations[name], args, kwargs)
         if reason is None:
             return name
         refusals.append(f"{name}: {reason}")
         logger.debug("%s: %s refused: %s", op, name, reason)
     raise ValueError(f"{op}: no implementation serves this call: {'; '.join(refusals)}")
+
+
+def _refusal(name: str, implementation: Implementation, args, kwargs) -> str | None:
+    if name in KERNELS.values() and not interpreting():
+        axes = partitioned_axes()
+        if axes:
+            return f"the compiler splits the program over mesh axes {axes}, and a kernel must run inside jax.shard_map"
+    return implementation.supports(*args, **kwargs)
+
+
+def partitioned_axes() -> tuple[str, ...]:
+    """Axes of the mesh in force (`jax.set_mesh`) over which the compiler, not a `jax.shard_map`, splits the program."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in kinds if kind != AxisType.Manual and mesh.shape[name] > 1)
 
 
 @functools.cache
