@@ -48,7 +48,7 @@ def linear_attention(
         a zero state; `state` belongs to the first document and the returned one to the last.
       num_segments: S. Ids then lie in ``1..S`` (others are padding), in any order, and each id continues from its own
         state.
-      impl: ``"auto"``, ``"chunked"`` or ``"reference"``.
+      impl: ``"auto"``, ``"pallas_tpu"``, ``"chunked"`` or ``"reference"``.
       chunk_size: tokens per chunk of the chunked forms; ``None`` chooses.
 
     Returns:
