@@ -2,6 +2,7 @@
 
 from seqmodels.ops.attention import attention as attention
 from seqmodels.ops.delta_rule import delta_rule as delta_rule
+from seqmodels.ops.dispatch import interpret_kernels as interpret_kernels
 from seqmodels.ops.linear_attention import NormalizedState as NormalizedState
 from seqmodels.ops.linear_attention import linear_attention as linear_attention
 from seqmodels.ops.linear_attention import normalized_linear_attention as normalized_linear_attention
