@@ -10,4 +10,5 @@ from seqmodels.ops.linear_cross_entropy import linear_cross_entropy as linear_cr
 from seqmodels.ops.linear_scan import linear_scan as linear_scan
 from seqmodels.ops.rotary import rotary as rotary
 from seqmodels.ops.scan import scan_tokens as scan_tokens
+from seqmodels.ops.selective_scan import selective_scan as selective_scan
 from seqmodels.ops.short_conv import short_conv as short_conv
