@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from seqmodels import ops
 from seqmodels.axes import Array
@@ -24,7 +25,7 @@ def conv_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> A
 class ShortConv(nn.Module):
     """Causal depthwise convolution over time with carried state; see `ops.short_conv`.
 
-    ``(y [B,T,D], state [B,W-1,D]) = ShortConv()(x [B,T,D], state, segment_ids, num_segments)``
+    ``(y, state) = ShortConv()(x, state, segment_ids, num_segments, resets)``
     """
 
     width: int = 4
@@ -39,11 +40,12 @@ class ShortConv(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Array,
-        state: Array | None = None,
-        segment_ids: Array | None = None,
+        x: Float[Array, "B T D"],
+        state: Float[Array, "B *S W D"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
         num_segments: int | None = None,
-    ) -> tuple[Array, Array]:
+        resets: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B *S W D"]]:
         channels = x.shape[-1]
         kernel = param(self, "kernel", self.kernel_init, (self.width, channels), (None, self.axis), self.param_dtype)
         bias = (
@@ -57,9 +59,10 @@ class ShortConv(nn.Module):
             state=state,
             segment_ids=segment_ids,
             num_segments=num_segments,
+            resets=resets,
         )
 
     @nn.nowrap
-    def init_state(self, batch: int, channels: int) -> Array:
+    def init_state(self, batch: int, channels: int) -> Float[Array, "B W D"]:
         """Zeros ``[B,W-1,D]``: nothing seen yet."""
         return jnp.zeros((batch, self.width - 1, channels), jnp.result_type(jnp.float32, self.dtype))

@@ -23,7 +23,15 @@ from seqmodels.mixers.kda import KDA as KDA
 from seqmodels.mixers.kda import KDAConfig as KDAConfig
 from seqmodels.mixers.linear_attention import LinearAttention as LinearAttention
 from seqmodels.mixers.linear_attention import LinearAttentionConfig as LinearAttentionConfig
+from seqmodels.mixers.mamba import Mamba as Mamba
+from seqmodels.mixers.mamba import MambaConfig as MambaConfig
 from seqmodels.mixers.mamba2 import Mamba2 as Mamba2
 from seqmodels.mixers.mamba2 import Mamba2Config as Mamba2Config
+from seqmodels.mixers.mixture_of_memories import MixtureOfMemories as MixtureOfMemories
+from seqmodels.mixers.mixture_of_memories import MixtureOfMemoriesConfig as MixtureOfMemoriesConfig
+from seqmodels.mixers.recurrent import Recurrent as Recurrent
+from seqmodels.mixers.recurrent import RecurrentConfig as RecurrentConfig
 from seqmodels.mixers.retnet import RetNet as RetNet
 from seqmodels.mixers.retnet import RetNetConfig as RetNetConfig
+from seqmodels.mixers.rg_lru import RGLRU as RGLRU
+from seqmodels.mixers.rg_lru import RGLRUConfig as RGLRUConfig

@@ -144,14 +144,14 @@ class Mixer(nn.Module):
 
 
 def discover() -> dict[str, type[MixerConfig]]:
-    """Every mixer config class defined in ``seqmodels.mixers``, by class name."""
+    """Every mixer config class defined in ``seqmodels.mixers`` that can make a mixer, by class name."""
     import seqmodels.mixers as package
 
     found = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, value in vars(module).items():
-            if isinstance(value, type) and issubclass(value, MixerConfig) and value.__module__ == module.__name__:
+            own = isinstance(value, type) and issubclass(value, MixerConfig) and value.__module__ == module.__name__
+            if own and value.make is not MixerConfig.make:
                 found[name] = value
-    found.pop(MixerConfig.__name__, None)
     return dict(sorted(found.items()))

@@ -18,12 +18,14 @@ import jax.numpy as jnp
 from seqmodels import ops
 from seqmodels.axes import Array
 from seqmodels.layers.norm import GatedRMSNorm, RMSNorm, l2_norm
+from seqmodels.layers.short_conv import ShortConv
 from seqmodels.mixers import parts
-from seqmodels.mixers.base import Context, Cursor, Mixer, MixerConfig
+from seqmodels.mixers.base import Context, Cursor, Mixer
+from seqmodels.mixers.recurrent import Projection, Recurrent, RecurrentConfig, Streams
 
 
 @dataclasses.dataclass(frozen=True)
-class DeltaNetConfig(MixerConfig):
+class DeltaNetConfig(RecurrentConfig):
     """Options of `DeltaNet`."""
 
     num_heads: int = 8
@@ -52,11 +54,18 @@ class DeltaNetConfig(MixerConfig):
         parts.head_sizes(self, dim)
         return DeltaNet(self, dim, **kwargs)
 
-    def flops_per_token(self, dim: int, length: int) -> float:
+    def streams(self, dim: int) -> Streams:
+        H, (K, V) = self.num_heads, parts.head_sizes(self, dim)
+        keys, values = Projection(H * K), Projection(H * V)
+        gate = {"g": values} if self.output_gate else {}
+        return Streams({"q": keys}, {"k": keys, "v": values, "b": Projection(H, axis=None)}, gate)
+
+    def value_width(self, dim: int) -> int:
+        return self.num_heads * parts.head_sizes(self, dim)[1]
+
+    def recurrence_flops(self, dim: int) -> float:
         K, V = parts.head_sizes(self, dim)
-        widths = 2 * K + (3 if self.output_gate else 2) * V + 1
-        conv = 2 * (self.conv_size or 0) * (2 * K + V)
-        return self.num_heads * (2 * dim * widths + conv + 6 * K * V)
+        return self.num_heads * (2.0 * (self.conv_size or 0) * (2 * K + V) + 6 * K * V)
 
 
 class DeltaNetState(NamedTuple):
@@ -67,43 +76,48 @@ class DeltaNetState(NamedTuple):
     memory: Array  # [B,H,K,V] float32
 
 
-class DeltaNet(Mixer):
+class DeltaNet(Recurrent):
     """``[B,T,D] -> [B,T,D]``; see the module's docstring and `DeltaNetConfig`."""
 
     cfg: DeltaNetConfig
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        state: DeltaNetState | None = None,
-        segment_ids: Array | None = None,
-        context: Context = Context(),  # noqa: B008
-    ) -> tuple[Array, DeltaNetState, dict[str, Any]]:
-        cfg, H = self.cfg, self.cfg.num_heads
-        K, V = parts.head_sizes(cfg, self.dim)
-        held = self.init_state(x.shape[0]) if state is None else state
-        entry = held.cursor.enter(segment_ids, x.shape[1])
-        streams = {name: parts.into(self, f"{name}_proj", H * size)(x) for name, size in zip("qkv", (K, K, V))}
-        streams, conv = parts.silu_conv(self, cfg.conv_size, streams, entry.carried(held.conv), segment_ids)
-        q, k, v = (parts.split(stream, H) for stream in streams)
-        beta = jax.nn.sigmoid(parts.wide(parts.into(self, "b_proj", H, None)(x)))
+    @nn.nowrap
+    def weights(self, host: Mixer) -> list[ShortConv]:
+        return parts.silu_convs(host, self.cfg.conv_size, "q", "k", "v")
+
+    @nn.nowrap
+    def recur(
+        self, weights: list[ShortConv], streams: dict[str, Array], held: tuple, segments: parts.Segments
+    ) -> tuple[Array, tuple]:
+        conv, memory = held
+        convolved, conv = parts.silu_conv(weights, [streams[name] for name in "qkv"], conv, segments)
+        q, k, v = (parts.split(stream, self.cfg.num_heads) for stream in convolved)
+        beta = jax.nn.sigmoid(parts.wide(streams["b"]))
         o, memory = ops.delta_rule(
             l2_norm(q),
             l2_norm(k),
             v,
-            beta * 2 if cfg.allow_neg_eigval else beta,
-            state=entry.carried(held.memory),
-            segment_ids=segment_ids,
+            beta * 2 if self.cfg.allow_neg_eigval else beta,
+            segments.forget(None, v),
+            state=memory,
+            segment_ids=segments.ids,
+            num_segments=segments.count,
         )
-        norm = {"eps": cfg.norm_eps, "param_dtype": self.param_dtype, "name": "o_norm"}
-        if cfg.output_gate:
-            o = GatedRMSNorm(**norm)(o, parts.split(parts.into(self, "g_proj", H * V)(x), H))
+        return o, (conv, memory)
+
+    @nn.nowrap
+    def readout(self, host: Mixer, o: Array, streams: dict[str, Array], context: Context) -> Array:
+        norm = {"eps": self.cfg.norm_eps, "param_dtype": host.param_dtype, "name": "o_norm"}
+        if self.cfg.output_gate:
+            o = GatedRMSNorm(**norm)(o, parts.split(streams["g"], self.cfg.num_heads))
         else:
             o = RMSNorm(**norm)(o)
-        return parts.out_of(self)(parts.merge(o)), DeltaNetState(entry.cursor, conv, memory), {}
+        return parts.out_of(host)(parts.merge(o))
+
+    @nn.nowrap
+    def zeros(self, *lead: int) -> tuple:
+        H, (K, V) = self.cfg.num_heads, parts.head_sizes(self.cfg, self.dim)
+        return parts.conv_state(self.cfg.conv_size, lead, H * K, H * K, H * V), jnp.zeros((*lead, H, K, V), jnp.float32)
 
     def init_state(self, batch: int, max_length: int | None = None) -> DeltaNetState:
-        H, (K, V) = self.cfg.num_heads, parts.head_sizes(self.cfg, self.dim)
-        conv = parts.conv_state(self.cfg.conv_size, batch, H * K, H * K, H * V)
-        return DeltaNetState(Cursor.zeros(batch), conv, jnp.zeros((batch, H, K, V), jnp.float32))
+        return DeltaNetState(Cursor.zeros(batch), *self.zeros(batch))

@@ -19,12 +19,14 @@ from seqmodels import ops
 from seqmodels.axes import Array
 from seqmodels.layers.norm import GatedRMSNorm, RMSNorm, l2_norm
 from seqmodels.layers.param import param
+from seqmodels.layers.short_conv import ShortConv
 from seqmodels.mixers import parts
-from seqmodels.mixers.base import Context, Cursor, Mixer, MixerConfig
+from seqmodels.mixers.base import Context, Cursor, Mixer
+from seqmodels.mixers.recurrent import Projection, Recurrent, RecurrentConfig, Streams
 
 
 @dataclasses.dataclass(frozen=True)
-class GatedDeltaNetConfig(MixerConfig):
+class GatedDeltaNetConfig(RecurrentConfig):
     """Options of `GatedDeltaNet`."""
 
     num_heads: int = 6
@@ -66,11 +68,18 @@ class GatedDeltaNetConfig(MixerConfig):
         self.head_sizes(dim)
         return GatedDeltaNet(self, dim, **kwargs)
 
-    def flops_per_token(self, dim: int, length: int) -> float:
+    def streams(self, dim: int) -> Streams:
+        (K, V), Hk, H = self.head_sizes(dim), self.num_heads, self.value_heads
+        keys, values, rates = Projection(Hk * K), Projection(H * V), Projection(H, axis=None)
+        gate = {"g": values} if self.output_gate else {}
+        return Streams({"q": keys}, {"k": keys, "v": values, "b": rates, "a": rates}, gate)
+
+    def value_width(self, dim: int) -> int:
+        return self.value_heads * self.head_sizes(dim)[1]
+
+    def recurrence_flops(self, dim: int) -> float:
         (K, V), H = self.head_sizes(dim), self.value_heads
-        keys, values = 2 * self.num_heads * K, H * V
-        conv = 2 * (self.conv_size or 0) * (keys + values)
-        return 2 * dim * (keys + (3 if self.output_gate else 2) * values + 2 * H) + conv + 7 * H * K * V
+        return 2.0 * (self.conv_size or 0) * (2 * self.num_heads * K + H * V) + 7 * H * K * V
 
 
 class GatedDeltaNetState(NamedTuple):
@@ -81,52 +90,64 @@ class GatedDeltaNetState(NamedTuple):
     memory: Array  # [B,H,K,V] float32
 
 
-class GatedDeltaNet(Mixer):
+class GatedDeltaNetWeights(NamedTuple):
+    """What the recurrence needs besides streams."""
+
+    convs: list[ShortConv]  # of q, k, v
+    A_log: Array  # [H]
+    dt_bias: Array  # [H]
+
+
+class GatedDeltaNet(Recurrent):
     """``[B,T,D] -> [B,T,D]``; see the module's docstring and `GatedDeltaNetConfig`."""
 
     cfg: GatedDeltaNetConfig
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        state: GatedDeltaNetState | None = None,
-        segment_ids: Array | None = None,
-        context: Context = Context(),  # noqa: B008
-    ) -> tuple[Array, GatedDeltaNetState, dict[str, Any]]:
+    @nn.nowrap
+    def weights(self, host: Mixer) -> GatedDeltaNetWeights:
+        H = self.cfg.value_heads
+        return GatedDeltaNetWeights(
+            parts.silu_convs(host, self.cfg.conv_size, "q", "k", "v"),
+            param(host, "A_log", parts.log_uniform_init(0.0, 16.0), (H,), (None,), host.param_dtype),
+            param(host, "dt_bias", parts.dt_bias_init(), (H,), (None,), host.param_dtype),
+        )
+
+    @nn.nowrap
+    def recur(
+        self, weights: GatedDeltaNetWeights, streams: dict[str, Array], held: tuple, segments: parts.Segments
+    ) -> tuple[Array, tuple]:
         cfg, Hk, H = self.cfg, self.cfg.num_heads, self.cfg.value_heads
-        K, V = cfg.head_sizes(self.dim)
-        held = self.init_state(x.shape[0]) if state is None else state
-        entry = held.cursor.enter(segment_ids, x.shape[1])
-        widths = {"q": Hk * K, "k": Hk * K, "v": H * V}
-        streams = {name: parts.into(self, f"{name}_proj", width)(x) for name, width in widths.items()}
-        (q, k, v), conv = parts.silu_conv(self, cfg.conv_size, streams, entry.carried(held.conv), segment_ids)
-        beta = jax.nn.sigmoid(parts.wide(parts.into(self, "b_proj", H, None)(x)))
+        conv, memory = held
+        (q, k, v), conv = parts.silu_conv(weights.convs, [streams[name] for name in "qkv"], conv, segments)
+        v = parts.split(v, H)
+        beta = jax.nn.sigmoid(parts.wide(streams["b"]))
+        log_decay = parts.softplus_decay(parts.wide(streams["a"]), weights.A_log, weights.dt_bias)
         o, memory = ops.delta_rule(
             l2_norm(parts.split(q, Hk)),
             l2_norm(parts.split(k, Hk)),
-            parts.split(v, H),
+            v,
             beta * 2 if cfg.allow_neg_eigval else beta,
-            self._log_decay(x),
-            state=entry.carried(held.memory),
-            segment_ids=segment_ids,
+            segments.forget(log_decay, v),
+            state=memory,
+            segment_ids=segments.ids,
+            num_segments=segments.count,
         )
-        norm = {"eps": cfg.norm_eps, "param_dtype": self.param_dtype, "name": "o_norm"}
-        if cfg.output_gate:
-            o = GatedRMSNorm(**norm)(o, parts.split(parts.into(self, "g_proj", H * V)(x), H))
+        return o, (conv, memory)
+
+    @nn.nowrap
+    def readout(self, host: Mixer, o: Array, streams: dict[str, Array], context: Context) -> Array:
+        norm = {"eps": self.cfg.norm_eps, "param_dtype": host.param_dtype, "name": "o_norm"}
+        if self.cfg.output_gate:
+            o = GatedRMSNorm(**norm)(o, parts.split(streams["g"], self.cfg.value_heads))
         else:
             o = RMSNorm(**norm)(o)
-        return parts.out_of(self)(parts.merge(o)), GatedDeltaNetState(entry.cursor, conv, memory), {}
+        return parts.out_of(host)(parts.merge(o))
 
-    def _log_decay(self, x: Array) -> Array:
-        """[B,T,H], <= 0"""
-        H = self.cfg.value_heads
-        A_log = param(self, "A_log", parts.log_uniform_init(0.0, 16.0), (H,), (None,), self.param_dtype)
-        dt_bias = param(self, "dt_bias", parts.dt_bias_init(), (H,), (None,), self.param_dtype)
-        step = parts.wide(parts.into(self, "a_proj", H, None)(x))
-        return parts.softplus_decay(step, A_log, dt_bias)
+    @nn.nowrap
+    def zeros(self, *lead: int) -> tuple:
+        (K, V), Hk, H = self.cfg.head_sizes(self.dim), self.cfg.num_heads, self.cfg.value_heads
+        conv = parts.conv_state(self.cfg.conv_size, lead, Hk * K, Hk * K, H * V)
+        return conv, jnp.zeros((*lead, H, K, V), jnp.float32)
 
     def init_state(self, batch: int, max_length: int | None = None) -> GatedDeltaNetState:
-        (K, V), Hk, H = self.cfg.head_sizes(self.dim), self.cfg.num_heads, self.cfg.value_heads
-        conv = parts.conv_state(self.cfg.conv_size, batch, Hk * K, Hk * K, H * V)
-        return GatedDeltaNetState(Cursor.zeros(batch), conv, jnp.zeros((batch, H, K, V), jnp.float32))
+        return GatedDeltaNetState(Cursor.zeros(batch), *self.zeros(batch))

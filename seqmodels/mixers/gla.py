@@ -19,11 +19,12 @@ from seqmodels import ops
 from seqmodels.axes import Array
 from seqmodels.layers.norm import GatedRMSNorm
 from seqmodels.mixers import parts
-from seqmodels.mixers.base import Context, Cursor, Mixer, MixerConfig
+from seqmodels.mixers.base import Context, Cursor, Mixer
+from seqmodels.mixers.recurrent import Projection, Recurrent, RecurrentConfig, Streams
 
 
 @dataclasses.dataclass(frozen=True)
-class GLAConfig(MixerConfig):
+class GLAConfig(RecurrentConfig):
     """Options of `GLA`."""
 
     num_heads: int = 4
@@ -52,10 +53,18 @@ class GLAConfig(MixerConfig):
         parts.head_sizes(self, dim)
         return GLA(self, dim, **kwargs)
 
-    def flops_per_token(self, dim: int, length: int) -> float:
+    def streams(self, dim: int) -> Streams:
+        H, (K, V) = self.num_heads, parts.head_sizes(self, dim)
+        keys, values = Projection(H * K), Projection(H * V)
+        rates = Projection(H * K, rank=self.gate_low_rank_dim, use_bias=True)
+        return Streams({"q": keys}, {"k": keys, "v": values, "gk": rates}, {"g": values})
+
+    def value_width(self, dim: int) -> int:
+        return self.num_heads * parts.head_sizes(self, dim)[1]
+
+    def recurrence_flops(self, dim: int) -> float:
         K, V = parts.head_sizes(self, dim)
-        gate = 2 * self.gate_low_rank_dim * (dim + self.num_heads * K)
-        return self.num_heads * (2 * dim * (2 * K + 3 * V) + 5 * K * V) + gate
+        return 5.0 * self.num_heads * K * V
 
 
 class GLAState(NamedTuple):
@@ -65,33 +74,37 @@ class GLAState(NamedTuple):
     memory: Array  # [B,H,K,V] float32
 
 
-class GLA(Mixer):
+class GLA(Recurrent):
     """``[B,T,D] -> [B,T,D]``; see the module's docstring and `GLAConfig`."""
 
     cfg: GLAConfig
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        state: GLAState | None = None,
-        segment_ids: Array | None = None,
-        context: Context = Context(),  # noqa: B008
-    ) -> tuple[Array, GLAState, dict[str, Any]]:
-        cfg, H = self.cfg, self.cfg.num_heads
-        K, V = parts.head_sizes(cfg, self.dim)
-        held = self.init_state(x.shape[0]) if state is None else state
-        entry = held.cursor.enter(segment_ids, x.shape[1])
-        q = parts.split(parts.into(self, "q_proj", H * K)(x), H)
-        k = parts.split(parts.into(self, "k_proj", H * K)(x), H)
-        v = parts.split(parts.into(self, "v_proj", H * V)(x), H)
-        low_rank = parts.LowRank(H * K, cfg.gate_low_rank_dim, True, self.dtype, self.param_dtype, name="gk_proj")
-        log_decay = jax.nn.log_sigmoid(parts.wide(parts.split(low_rank(x), H))) / cfg.gate_logit_normalizer
-        o, memory = ops.linear_attention(q, k, v, log_decay, state=entry.carried(held.memory), segment_ids=segment_ids)
-        gate = parts.split(parts.into(self, "g_proj", H * V)(x), H)
-        o = GatedRMSNorm(eps=cfg.norm_eps, param_dtype=self.param_dtype, name="o_norm")(o, gate)
-        return parts.out_of(self)(parts.merge(o)), GLAState(entry.cursor, memory), {}
+    @nn.nowrap
+    def recur(
+        self, weights: None, streams: dict[str, Array], held: tuple, segments: parts.Segments
+    ) -> tuple[Array, tuple]:
+        q, k, v, gk = (parts.split(streams[name], self.cfg.num_heads) for name in ("q", "k", "v", "gk"))
+        log_decay = jax.nn.log_sigmoid(parts.wide(gk)) / self.cfg.gate_logit_normalizer
+        o, memory = ops.linear_attention(
+            q,
+            k,
+            v,
+            segments.forget(log_decay, v),
+            state=held[0],
+            segment_ids=segments.ids,
+            num_segments=segments.count,
+        )
+        return o, (memory,)
+
+    @nn.nowrap
+    def readout(self, host: Mixer, o: Array, streams: dict[str, Array], context: Context) -> Array:
+        norm = GatedRMSNorm(eps=self.cfg.norm_eps, param_dtype=host.param_dtype, name="o_norm")
+        return parts.out_of(host)(parts.merge(norm(o, parts.split(streams["g"], self.cfg.num_heads))))
+
+    @nn.nowrap
+    def zeros(self, *lead: int) -> tuple:
+        K, V = parts.head_sizes(self.cfg, self.dim)
+        return (jnp.zeros((*lead, self.cfg.num_heads, K, V), jnp.float32),)
 
     def init_state(self, batch: int, max_length: int | None = None) -> GLAState:
-        K, V = parts.head_sizes(self.cfg, self.dim)
-        return GLAState(Cursor.zeros(batch), jnp.zeros((batch, self.cfg.num_heads, K, V), jnp.float32))
+        return GLAState(Cursor.zeros(batch), *self.zeros(batch))

@@ -20,12 +20,14 @@ from seqmodels.axes import Array
 from seqmodels.errors import UserError
 from seqmodels.layers.norm import GatedRMSNorm, l2_norm
 from seqmodels.layers.param import param
+from seqmodels.layers.short_conv import ShortConv
 from seqmodels.mixers import parts
-from seqmodels.mixers.base import Context, Cursor, Mixer, MixerConfig
+from seqmodels.mixers.base import Context, Cursor, Mixer
+from seqmodels.mixers.recurrent import Projection, Recurrent, RecurrentConfig, Streams
 
 
 @dataclasses.dataclass(frozen=True)
-class KDAConfig(MixerConfig):
+class KDAConfig(RecurrentConfig):
     """Options of `KDA`."""
 
     num_heads: int = 16
@@ -69,12 +71,18 @@ class KDAConfig(MixerConfig):
     def make(self, dim: int, **kwargs: Any) -> KDA:
         return KDA(self, dim, **kwargs)
 
-    def flops_per_token(self, dim: int, length: int) -> float:
+    def streams(self, dim: int) -> Streams:
         H, K, V = self.value_heads, self.head_dim, self.value_dim
-        keys, values = 2 * self.num_heads * K, H * V
-        conv = 2 * (self.conv_size or 0) * (keys + values)
-        low_rank = 2 * V * (2 * dim + H * K + values)
-        return 2 * dim * (keys + 2 * values + H) + low_rank + conv + 7 * H * K * V
+        keys, values, strength = Projection(self.num_heads * K), Projection(H * V), Projection(H, axis=None)
+        rates, gate = Projection(H * K, rank=V), Projection(H * V, rank=V, use_bias=True)
+        return Streams({"q": keys}, {"k": keys, "v": values, "b": strength, "f": rates}, {"g": gate})
+
+    def value_width(self, dim: int) -> int:
+        return self.value_heads * self.value_dim
+
+    def recurrence_flops(self, dim: int) -> float:
+        H, K, V = self.value_heads, self.head_dim, self.value_dim
+        return 2.0 * (self.conv_size or 0) * (2 * self.num_heads * K + H * V) + 7 * H * K * V
 
 
 class KDAState(NamedTuple):
@@ -94,49 +102,62 @@ def kda_gate(x: Array, A_log: Array, dt_bias: Array, lower_bound: float | None =
     return lower_bound * jax.nn.sigmoid(rate * (x + bias))
 
 
-class KDA(Mixer):
+class KDAWeights(NamedTuple):
+    """What the recurrence needs besides streams."""
+
+    convs: list[ShortConv]  # of q, k, v
+    A_log: Array  # [H]
+    dt_bias: Array  # [H*K]
+
+
+class KDA(Recurrent):
     """``[B,T,D] -> [B,T,D]``; see the module's docstring and `KDAConfig`."""
 
     cfg: KDAConfig
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        state: KDAState | None = None,
-        segment_ids: Array | None = None,
-        context: Context = Context(),  # noqa: B008
-    ) -> tuple[Array, KDAState, dict[str, Any]]:
-        cfg, Hk, H, K, V = self.cfg, self.cfg.num_heads, self.cfg.value_heads, self.cfg.head_dim, self.cfg.value_dim
-        held = self.init_state(x.shape[0]) if state is None else state
-        entry = held.cursor.enter(segment_ids, x.shape[1])
-        widths = {"q": Hk * K, "k": Hk * K, "v": H * V}
-        streams = {name: parts.into(self, f"{name}_proj", width)(x) for name, width in widths.items()}
-        (q, k, v), conv = parts.silu_conv(self, cfg.conv_size, streams, entry.carried(held.conv), segment_ids)
-        beta = jax.nn.sigmoid(parts.wide(parts.into(self, "b_proj", H, None)(x)))
+    @nn.nowrap
+    def weights(self, host: Mixer) -> KDAWeights:
+        H, K = self.cfg.value_heads, self.cfg.head_dim
+        return KDAWeights(
+            parts.silu_convs(host, self.cfg.conv_size, "q", "k", "v"),
+            param(host, "A_log", parts.log_uniform_init(1.0, 16.0), (H,), (None,), host.param_dtype),
+            param(host, "dt_bias", parts.dt_bias_init(), (H * K,), ("heads",), host.param_dtype),
+        )
+
+    @nn.nowrap
+    def recur(
+        self, weights: KDAWeights, streams: dict[str, Array], held: tuple, segments: parts.Segments
+    ) -> tuple[Array, tuple]:
+        cfg, Hk, H = self.cfg, self.cfg.num_heads, self.cfg.value_heads
+        conv, memory = held
+        (q, k, v), conv = parts.silu_conv(weights.convs, [streams[name] for name in "qkv"], conv, segments)
+        v = parts.split(v, H)
+        beta = jax.nn.sigmoid(parts.wide(streams["b"]))
+        rates = parts.wide(parts.split(streams["f"], H))
+        log_decay = kda_gate(rates, weights.A_log, weights.dt_bias, cfg.lower_bound)
         o, memory = ops.delta_rule(
             l2_norm(parts.split(q, Hk)),
             l2_norm(parts.split(k, Hk)),
-            parts.split(v, H),
+            v,
             beta * 2 if cfg.allow_neg_eigval else beta,
-            self._log_decay(x),
-            state=entry.carried(held.memory),
-            segment_ids=segment_ids,
+            segments.forget(log_decay, v),
+            state=memory,
+            segment_ids=segments.ids,
+            num_segments=segments.count,
         )
-        gate = parts.LowRank(H * V, V, True, self.dtype, self.param_dtype, name="g_proj")(x)
-        norm = GatedRMSNorm(eps=cfg.norm_eps, activation="sigmoid", param_dtype=self.param_dtype, name="o_norm")
-        y = parts.out_of(self)(parts.merge(norm(o, parts.split(gate, H))))
-        return y, KDAState(entry.cursor, conv, memory), {}
+        return o, (conv, memory)
 
-    def _log_decay(self, x: Array) -> Array:
-        """[B,T,H,K], <= 0"""
-        cfg, H, K = self.cfg, self.cfg.value_heads, self.cfg.head_dim
-        A_log = param(self, "A_log", parts.log_uniform_init(1.0, 16.0), (H,), (None,), self.param_dtype)
-        dt_bias = param(self, "dt_bias", parts.dt_bias_init(), (H * K,), ("heads",), self.param_dtype)
-        f = parts.LowRank(H * K, cfg.value_dim, False, self.dtype, self.param_dtype, name="f_proj")(x)
-        return kda_gate(parts.wide(parts.split(f, H)), A_log, dt_bias, cfg.lower_bound)
+    @nn.nowrap
+    def readout(self, host: Mixer, o: Array, streams: dict[str, Array], context: Context) -> Array:
+        eps, gate = self.cfg.norm_eps, parts.split(streams["g"], self.cfg.value_heads)
+        norm = GatedRMSNorm(eps=eps, activation="sigmoid", param_dtype=host.param_dtype, name="o_norm")
+        return parts.out_of(host)(parts.merge(norm(o, gate)))
+
+    @nn.nowrap
+    def zeros(self, *lead: int) -> tuple:
+        cfg, Hk, H, K, V = self.cfg, self.cfg.num_heads, self.cfg.value_heads, self.cfg.head_dim, self.cfg.value_dim
+        conv = parts.conv_state(cfg.conv_size, lead, Hk * K, Hk * K, H * V)
+        return conv, jnp.zeros((*lead, H, K, V), jnp.float32)
 
     def init_state(self, batch: int, max_length: int | None = None) -> KDAState:
-        cfg, Hk, H, K, V = self.cfg, self.cfg.num_heads, self.cfg.value_heads, self.cfg.head_dim, self.cfg.value_dim
-        conv = parts.conv_state(cfg.conv_size, batch, Hk * K, Hk * K, H * V)
-        return KDAState(Cursor.zeros(batch), conv, jnp.zeros((batch, H, K, V), jnp.float32))
+        return KDAState(Cursor.zeros(batch), *self.zeros(batch))

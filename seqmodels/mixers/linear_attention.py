@@ -20,7 +20,8 @@ from seqmodels.axes import Array
 from seqmodels.errors import UserError
 from seqmodels.layers.norm import RMSNorm
 from seqmodels.mixers import parts
-from seqmodels.mixers.base import Context, Cursor, Mixer, MixerConfig
+from seqmodels.mixers.base import Context, Cursor, Mixer
+from seqmodels.mixers.recurrent import Projection, Recurrent, RecurrentConfig, Streams
 
 FEATURE_MAPS = {
     "elu": lambda x: jax.nn.elu(x) + 1,
@@ -31,7 +32,7 @@ FEATURE_MAPS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearAttentionConfig(MixerConfig):
+class LinearAttentionConfig(RecurrentConfig):
     """Options of `LinearAttention`."""
 
     num_heads: int = 8
@@ -64,10 +65,16 @@ class LinearAttentionConfig(MixerConfig):
         parts.head_sizes(self, dim)
         return LinearAttention(self, dim, **kwargs)
 
-    def flops_per_token(self, dim: int, length: int) -> float:
+    def streams(self, dim: int) -> Streams:
+        H, (K, V) = self.num_heads, parts.head_sizes(self, dim)
+        return Streams({"q": Projection(H * K)}, {"k": Projection(H * K), "v": Projection(H * V)}, {})
+
+    def value_width(self, dim: int) -> int:
+        return self.num_heads * parts.head_sizes(self, dim)[1]
+
+    def recurrence_flops(self, dim: int) -> float:
         K, V = parts.head_sizes(self, dim)
-        projections = 4 * dim * self.num_heads * (K + V)
-        return projections + 4 * self.num_heads * K * (V + (self.normalize == "sum"))
+        return 4.0 * self.num_heads * K * (V + (self.normalize == "sum"))
 
 
 class LinearAttentionState(NamedTuple):
@@ -78,39 +85,38 @@ class LinearAttentionState(NamedTuple):
     normalizer: Array | None  # [B,H,K] float32, with normalize="sum" only
 
 
-class LinearAttention(Mixer):
+class LinearAttention(Recurrent):
     """``[B,T,D] -> [B,T,D]``; see the module's docstring and `LinearAttentionConfig`."""
 
     cfg: LinearAttentionConfig
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        state: LinearAttentionState | None = None,
-        segment_ids: Array | None = None,
-        context: Context = Context(),  # noqa: B008
-    ) -> tuple[Array, LinearAttentionState, dict[str, Any]]:
-        cfg, H = self.cfg, self.cfg.num_heads
-        K, V = parts.head_sizes(cfg, self.dim)
-        held = self.init_state(x.shape[0]) if state is None else state
-        entry = held.cursor.enter(segment_ids, x.shape[1])
-        feature_map = FEATURE_MAPS[cfg.feature_map]
-        q = feature_map(parts.split(parts.into(self, "q_proj", H * K)(x), H))
-        k = feature_map(parts.split(parts.into(self, "k_proj", H * K)(x), H))
-        v = parts.split(parts.into(self, "v_proj", H * V)(x), H)
-        memory, normalizer = entry.carried((held.memory, held.normalizer))
-        if normalizer is not None:
-            sums = ops.NormalizedState(memory, normalizer)
-            o, sums = ops.normalized_linear_attention(q, k, v, state=sums, segment_ids=segment_ids, eps=cfg.eps)
-            memory, normalizer = sums
-        else:
-            o, memory = ops.linear_attention(q, k, v, state=memory, segment_ids=segment_ids)
-        if cfg.normalize == "rms":
-            o = RMSNorm(eps=cfg.eps, param_dtype=self.param_dtype, name="o_norm")(o)
-        return parts.out_of(self)(parts.merge(o)), LinearAttentionState(entry.cursor, memory, normalizer), {}
+    @nn.nowrap
+    def recur(
+        self, weights: None, streams: dict[str, Array], held: tuple, segments: parts.Segments
+    ) -> tuple[Array, tuple]:
+        feature_map = FEATURE_MAPS[self.cfg.feature_map]
+        q, k, v = (parts.split(streams[name], self.cfg.num_heads) for name in "qkv")
+        inputs = (feature_map(q), feature_map(k), v, segments.forget(None, v))
+        where = {"segment_ids": segments.ids, "num_segments": segments.count}
+        memory, normalizer = held
+        if normalizer is None:
+            o, memory = ops.linear_attention(*inputs, state=memory, **where)
+            return o, (memory, None)
+        sums = ops.NormalizedState(memory, normalizer)
+        o, sums = ops.normalized_linear_attention(*inputs, state=sums, eps=self.cfg.eps, **where)
+        return o, tuple(sums)
+
+    @nn.nowrap
+    def readout(self, host: Mixer, o: Array, streams: dict[str, Array], context: Context) -> Array:
+        if self.cfg.normalize == "rms":
+            o = RMSNorm(eps=self.cfg.eps, param_dtype=host.param_dtype, name="o_norm")(o)
+        return parts.out_of(host)(parts.merge(o))
+
+    @nn.nowrap
+    def zeros(self, *lead: int) -> tuple:
+        H, (K, V) = self.cfg.num_heads, parts.head_sizes(self.cfg, self.dim)
+        normalizer = jnp.zeros((*lead, H, K), jnp.float32) if self.cfg.normalize == "sum" else None
+        return jnp.zeros((*lead, H, K, V), jnp.float32), normalizer
 
     def init_state(self, batch: int, max_length: int | None = None) -> LinearAttentionState:
-        H, (K, V) = self.cfg.num_heads, parts.head_sizes(self.cfg, self.dim)
-        normalizer = jnp.zeros((batch, H, K), jnp.float32) if self.cfg.normalize == "sum" else None
-        return LinearAttentionState(Cursor.zeros(batch), jnp.zeros((batch, H, K, V), jnp.float32), normalizer)
+        return LinearAttentionState(Cursor.zeros(batch), *self.zeros(batch))

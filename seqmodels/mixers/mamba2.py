@@ -9,6 +9,7 @@ shared by the heads of a group. The gate comes before the norm: ``W_out norm(y �
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -23,11 +24,12 @@ from seqmodels.layers.norm import GatedRMSNorm
 from seqmodels.layers.param import param
 from seqmodels.layers.short_conv import ShortConv
 from seqmodels.mixers import parts
-from seqmodels.mixers.base import Context, Cursor, Mixer, MixerConfig
+from seqmodels.mixers.base import Context, Cursor, Mixer
+from seqmodels.mixers.recurrent import Projection, Recurrent, RecurrentConfig, Streams
 
 
 @dataclasses.dataclass(frozen=True)
-class Mamba2Config(MixerConfig):
+class Mamba2Config(RecurrentConfig):
     """Options of `Mamba2`."""
 
     state_size: int = 128
@@ -48,6 +50,8 @@ class Mamba2Config(MixerConfig):
     """Initial step sizes are not below this."""
     dt_limit: tuple[float, float] = (0.0, math.inf)
     """Step sizes are clipped to this range."""
+    norm_before_gate: bool = False
+    """Normalise y alone and gate the result, ``norm(y) ⊙ silu(z)``, instead of ``norm(y ⊙ silu(z))``."""
     norm_eps: float = 1e-5
     """Added to the mean square in the output norm."""
 
@@ -73,9 +77,19 @@ class Mamba2Config(MixerConfig):
         self.num_heads(dim)
         return Mamba2(self, dim, **kwargs)
 
-    def flops_per_token(self, dim: int, length: int) -> float:
-        E, GN, H = self.expand * dim, self.num_groups * self.state_size, self.num_heads(dim)
-        return 2 * dim * (3 * E + 2 * GN + H) + 2 * self.conv_size * (E + 2 * GN) + 5 * E * self.state_size
+    def streams(self, dim: int) -> Streams:
+        init = parts.fan_in_uniform_init()
+        inner = Projection(self.expand * dim, kernel_init=init)
+        group = Projection(self.num_groups * self.state_size, None, kernel_init=init)
+        steps = Projection(self.num_heads(dim), None, kernel_init=init)
+        return Streams({"C": group}, {"x": inner, "B": group, "dt": steps}, {"z": inner})
+
+    def value_width(self, dim: int) -> int:
+        return self.expand * dim
+
+    def recurrence_flops(self, dim: int) -> float:
+        E, GN = self.expand * dim, self.num_groups * self.state_size
+        return 2.0 * self.conv_size * (E + 2 * GN) + 5 * E * self.state_size
 
 
 class Mamba2State(NamedTuple):
@@ -86,74 +100,95 @@ class Mamba2State(NamedTuple):
     memory: Array  # [B,H,N,P] float32
 
 
-class Mamba2(Mixer):
+class Mamba2Weights(NamedTuple):
+    """What the recurrence needs besides streams."""
+
+    conv1d: ShortConv  # of x, B, C side by side
+    A_log: Array  # [H]
+    dt_bias: Array  # [H]
+    D: Array  # [H]
+
+
+class Mamba2(Recurrent):
     """``[B,T,D] -> [B,T,D]``; see the module's docstring and `Mamba2Config`."""
 
     cfg: Mamba2Config
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        state: Mamba2State | None = None,
-        segment_ids: Array | None = None,
-        context: Context = Context(),  # noqa: B008
-    ) -> tuple[Array, Mamba2State, dict[str, Any]]:
-        cfg, H, G = self.cfg, self.cfg.num_heads(self.dim), self.cfg.num_groups
-        E, GN = cfg.expand * self.dim, G * cfg.state_size
-        held = self.init_state(x.shape[0]) if state is None else state
-        entry = held.cursor.enter(segment_ids, x.shape[1])
-        default = parts.fan_in_uniform_init()
-        projected = parts.into(self, "in_proj", 2 * E + 2 * GN + H, None, kernel_init=default)(x)
-        z, xBC, dt = jnp.split(projected, (E, 2 * E + 2 * GN), axis=-1)
-        xBC, conv = self._conv1d(xBC, entry.carried(held.conv), segment_ids)
-        values, keys, queries = jnp.split(xBC, (E, E + GN), axis=-1)
-        values = parts.split(values, H)
-        dt, log_decay = self._discretise(parts.wide(dt), H)
-        y, memory = ops.linear_attention(
-            parts.split(queries, G),
-            parts.split(keys, G),
-            (parts.wide(values) * dt[..., None]).astype(self.dtype),
-            log_decay,
-            scale=1.0,
-            state=entry.carried(held.memory),
-            segment_ids=segment_ids,
-        )
-        skip = param(self, "D", nn.initializers.ones, (H,), (None,), self.param_dtype)
-        y = y + values * jnp.broadcast_to(skip.astype(self.dtype)[:, None], values.shape)
-        grouped = {"group_size": E // G, "gate_first": True, "axis": "heads", "param_dtype": self.param_dtype}
-        y = GatedRMSNorm(eps=cfg.norm_eps, name="norm", **grouped)(parts.merge(y), z)
-        rescaled = parts.fan_in_uniform_init(context.depth**-0.5)
-        out = parts.out_of(self, "out_proj", kernel_init=rescaled)(y)
-        return out, Mamba2State(entry.cursor, conv, memory), {}
+    @nn.nowrap
+    def project(self, host: Mixer, x: Array) -> dict[str, Array]:
+        """All streams by one kernel."""
+        order = ("z", "x", "B", "C", "dt")
+        streams = self.cfg.streams(self.dim).all()
+        ends = list(itertools.accumulate(streams[name].features for name in order))
+        projected = parts.into(host, "in_proj", ends[-1], None, kernel_init=parts.fan_in_uniform_init())(x)
+        return dict(zip(order, jnp.split(projected, ends[:-1], axis=-1), strict=True))
 
-    def _conv1d(self, x: Array, state: Array, segment_ids: Array | None) -> tuple[Array, Array]:
-        bound = 1.0 / math.sqrt(self.cfg.conv_size)
-        conv = ShortConv(
-            self.cfg.conv_size,
+    @nn.nowrap
+    def weights(self, host: Mixer) -> Mamba2Weights:
+        cfg, H = self.cfg, self.cfg.num_heads(self.dim)
+        rates = (parts.log_uniform_init(1.0, 16.0), parts.dt_bias_init(cfg.dt_min, cfg.dt_max, cfg.dt_floor))
+        inits = {"A_log": rates[0], "dt_bias": rates[1], "D": nn.initializers.ones}
+        vectors = {name: param(host, name, init, (H,), (None,), host.param_dtype) for name, init in inits.items()}
+        bound = 1.0 / math.sqrt(cfg.conv_size)
+        conv1d = ShortConv(
+            cfg.conv_size,
             use_bias=True,
             bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
             axis=None,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
+            dtype=host.dtype,
+            param_dtype=host.param_dtype,
             name="conv1d",
         )
-        return conv(x, state, segment_ids)
+        return Mamba2Weights(conv1d, **vectors)
 
-    def _discretise(self, dt: Array, H: int) -> tuple[Array, Array]:
+    @nn.nowrap
+    def recur(
+        self, weights: Mamba2Weights, streams: dict[str, Array], held: tuple, segments: parts.Segments
+    ) -> tuple[Array, tuple]:
+        H, G, E = self.cfg.num_heads(self.dim), self.cfg.num_groups, self.cfg.expand * self.dim
+        conv, memory = held
+        xBC = jnp.concatenate([streams[name] for name in ("x", "B", "C")], axis=-1)
+        xBC, conv = weights.conv1d(xBC, conv, *segments)
+        values, keys, queries = jnp.split(xBC, (E, E + G * self.cfg.state_size), axis=-1)
+        values = parts.split(values, H)
+        dt, log_decay = self._discretise(parts.wide(streams["dt"]), weights)
+        y, memory = ops.linear_attention(
+            parts.split(queries, G),
+            parts.split(keys, G),
+            (parts.wide(values) * dt[..., None]).astype(values.dtype),
+            segments.forget(log_decay, values),
+            scale=1.0,
+            state=memory,
+            segment_ids=segments.ids,
+            num_segments=segments.count,
+        )
+        skip = weights.D.astype(y.dtype)[:, None]
+        return y + values * jnp.broadcast_to(skip, values.shape), (conv, memory)
+
+    @nn.nowrap
+    def _discretise(self, dt: Array, weights: Mamba2Weights) -> tuple[Array, Array]:
         """Step sizes Δ and log-decays ΔA, both [B,T,H]."""
         cfg = self.cfg
-        A_log = param(self, "A_log", parts.log_uniform_init(1.0, 16.0), (H,), (None,), self.param_dtype)
-        init = parts.dt_bias_init(cfg.dt_min, cfg.dt_max, cfg.dt_floor)
-        dt_bias = param(self, "dt_bias", init, (H,), (None,), self.param_dtype)
-        dt = jax.nn.softplus(dt + jnp.broadcast_to(dt_bias.astype(dt.dtype), dt.shape))
+        dt = jax.nn.softplus(dt + jnp.broadcast_to(weights.dt_bias.astype(dt.dtype), dt.shape))
         if cfg.dt_limit != (0.0, math.inf):
             dt = jnp.clip(dt, *cfg.dt_limit)
-        return dt, -dt * jnp.broadcast_to(jnp.exp(A_log.astype(dt.dtype)), dt.shape)
+        return dt, -dt * jnp.broadcast_to(jnp.exp(weights.A_log.astype(dt.dtype)), dt.shape)
 
-    def init_state(self, batch: int, max_length: int | None = None) -> Mamba2State:
+    @nn.nowrap
+    def readout(self, host: Mixer, o: Array, streams: dict[str, Array], context: Context) -> Array:
+        cfg = self.cfg
+        groups = {"group_size": cfg.expand * self.dim // cfg.num_groups, "gate_first": not cfg.norm_before_gate}
+        types = {"axis": "heads", "param_dtype": host.param_dtype}
+        norm = GatedRMSNorm(eps=cfg.norm_eps, name="norm", **groups, **types)
+        rescaled = parts.fan_in_uniform_init(context.depth**-0.5)
+        return parts.out_of(host, "out_proj", kernel_init=rescaled)(norm(parts.merge(o), streams["z"]))
+
+    @nn.nowrap
+    def zeros(self, *lead: int) -> tuple:
         cfg, H = self.cfg, self.cfg.num_heads(self.dim)
         channels = cfg.expand * self.dim + 2 * cfg.num_groups * cfg.state_size
-        conv = jnp.zeros((batch, cfg.conv_size - 1, channels), jnp.float32)
-        memory = jnp.zeros((batch, H, cfg.state_size, cfg.head_dim), jnp.float32)
-        return Mamba2State(Cursor.zeros(batch), conv, memory)
+        conv = jnp.zeros((*lead, cfg.conv_size - 1, channels), jnp.float32)
+        return conv, jnp.zeros((*lead, H, cfg.state_size, cfg.head_dim), jnp.float32)
+
+    def init_state(self, batch: int, max_length: int | None = None) -> Mamba2State:
+        return Mamba2State(Cursor.zeros(batch), *self.zeros(batch))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -115,34 +115,48 @@ def wide(x: Array) -> Array:
     return x.astype(accumulate_dtype(x))
 
 
+class Segments(NamedTuple):
+    """Which sequence a token belongs to, as the ops have it."""
+
+    ids: Array | None = None  # [B,T] int32, 0 is padding
+    count: int | None = None  # num_segments: ids then name sequences with states of their own
+    resets: Array | None = None  # [B,T] bool, with `count`: the token's sequence starts anew
+
+    def forget(self, log_decay: Array | None, like: Array) -> Array | None:
+        """`log_decay` ``[B,T,H(,K)]`` or ``None``, with nothing left at resets; `like` is any ``[B,T,H,·]``."""
+        if self.resets is None:
+            return log_decay
+        rates = jnp.zeros(like.shape[:3], jnp.float32) if log_decay is None else log_decay
+        return jnp.where(self.resets.reshape(*like.shape[:2], *[1] * (rates.ndim - 2)), FORGET, rates)
+
+
+FORGET = -1e30
+"""A log-decay whose exponential is 0, and which a mask of zeros can multiply."""
+
+
+def silu_convs(mixer: Mixer, width: int | None, *names: str) -> list[ShortConv]:
+    """The short convolutions ``<name>_conv1d`` of some streams; none when `width` is ``None``."""
+    types = {"dtype": mixer.dtype, "param_dtype": mixer.param_dtype}
+    init = nn.initializers.normal(0.02)
+    return [] if width is None else [ShortConv(width, kernel_init=init, name=f"{n}_conv1d", **types) for n in names]
+
+
 def silu_conv(
-    mixer: Mixer, width: int | None, streams: dict[str, Array], state: tuple[Array, ...], segment_ids: Array | None
+    convs: Sequence[ShortConv], streams: Sequence[Array], state: tuple[Array, ...], segments: Segments
 ) -> tuple[list[Array], tuple[Array, ...]]:
-    """SiLU of a short causal convolution of every stream ``[B,T,·]``, or SiLU alone when `width` is ``None``.
+    """SiLU of a short causal convolution of every stream ``[B,T,·]``, or SiLU alone without `convs`.
 
-    The convolutions are called ``<stream>_conv1d``. `state` holds one array per stream (see `conv_state`), or nothing.
+    `state` holds one array per convolution; see `conv_state`.
     """
-    if width is None:
-        return [jax.nn.silu(x) for x in streams.values()], ()
-    held = state or (None,) * len(streams)
-    outputs, after = [], []
-    for (name, x), before in zip(streams.items(), held, strict=True):
-        conv = ShortConv(
-            width,
-            kernel_init=nn.initializers.normal(0.02),
-            dtype=mixer.dtype,
-            param_dtype=mixer.param_dtype,
-            name=f"{name}_conv1d",
-        )
-        y, last = conv(x, before, segment_ids)
-        outputs.append(y)
-        after.append(last)
-    return outputs, tuple(after)
+    if not convs:
+        return [jax.nn.silu(x) for x in streams], ()
+    done = [conv(x, before, *segments) for conv, x, before in zip(convs, streams, state, strict=True)]
+    return [y for y, _ in done], tuple(after for _, after in done)
 
 
-def conv_state(width: int | None, batch: int, *channels: int) -> tuple[Array, ...]:
-    """Zero states of `silu_conv`, one ``[B,W-1,D]`` float32 per stream."""
-    return () if width is None else tuple(jnp.zeros((batch, width - 1, size), jnp.float32) for size in channels)
+def conv_state(width: int | None, lead: tuple[int, ...], *channels: int) -> tuple[Array, ...]:
+    """Zero states of `silu_conv`, one ``[*lead,W-1,D]`` float32 per stream."""
+    return () if width is None else tuple(jnp.zeros((*lead, width - 1, size), jnp.float32) for size in channels)
 
 
 def softplus_decay(x: Array, A_log: Array, dt_bias: Array) -> Array:

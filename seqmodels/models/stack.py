@@ -34,13 +34,22 @@ def split_depth(depth: int, pattern: tuple[BlockConfig, ...]) -> tuple[int, tupl
 
 
 def reduce_aux(parts: list[dict[str, Array]]) -> dict[str, Array]:
-    """One dict from the auxiliary outputs of many layers: ``loss/…`` are summed, everything else is averaged.
+    """One dict of scalars from the auxiliary outputs of many layers: ``loss/…`` are summed, ``stat/…`` averaged.
 
-    Values may be scalars or arrays with one entry per layer.
+    ``pool/NAME``, a pair of vectors ``[2,n]`` in every layer, is averaged over the layers; the inner product of the two
+    averages becomes ``loss/NAME``. All other values are scalars. An array may have a leading axis of layers.
     """
     names = sorted({name for part in parts for name in part})
-    gathered = {name: jnp.concatenate([jnp.ravel(part[name]) for part in parts if name in part]) for name in names}
-    return {name: v.sum() if name.startswith("loss/") else v.mean() for name, v in gathered.items()}
+    reduced = {}
+    for name in names:
+        values = [part[name] for part in parts if name in part]
+        if name.startswith("pool/"):
+            mean = jnp.concatenate([v.reshape(-1, *v.shape[-2:]) for v in values]).mean(axis=0)
+            reduced[name.replace("pool/", "loss/", 1)] = jnp.sum(mean[0] * mean[1])
+            continue
+        gathered = jnp.concatenate([jnp.ravel(v) for v in values])
+        reduced[name] = gathered.sum() if name.startswith("loss/") else gathered.mean()
+    return reduced
 
 
 class Period(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Int, PyTree, Shaped
 
 from seqmodels.axes import Array
 from seqmodels.ops import segments
@@ -15,8 +16,13 @@ Step = Callable[[Any, Any], tuple[Any, Any]]  # (state [B,...], token [B,...]) -
 
 
 def scan_tokens(
-    step: Step, state: Any, inputs: Any, segment_ids: Array | None = None, num_segments: int | None = None
-) -> tuple[Any, Any]:
+    step: Step,
+    state: PyTree[Shaped[Array, "B ..."]],
+    inputs: PyTree[Shaped[Array, "B T ..."]],
+    segment_ids: Int[Array, "B T"] | None = None,
+    num_segments: int | None = None,
+    resets: Bool[Array, "B T"] | None = None,
+) -> tuple[PyTree[Shaped[Array, "B T ..."]], PyTree[Shaped[Array, "B ..."]]]:
     """Run `step` over time with the contract of all ops for ``segment_ids``.
 
     Args:
@@ -25,6 +31,7 @@ def scan_tokens(
       inputs: pytree of ``[B,T,...]``, T >= 1.
       segment_ids: ``[B,T]`` or ``None``.
       num_segments: S or ``None``.
+      resets: ``[B,T]`` bool, with `num_segments`: the token's segment starts from a zero state before it.
 
     Returns:
       Outputs ``[B,T,...]`` (0 at padding) and the state after the last token.
@@ -41,7 +48,8 @@ def scan_tokens(
         fresh, slot = segments.starts(segment_ids), jnp.zeros_like(segment_ids)
         state = jax.tree.map(lambda s: s[:, None], state)
     else:
-        fresh, slot = jnp.zeros_like(real), jnp.maximum(segment_ids - 1, 0)
+        fresh = jnp.zeros_like(real) if resets is None else resets
+        slot = jnp.maximum(segment_ids - 1, 0)
 
     def body(table, token):
         x, real, fresh, slot = token

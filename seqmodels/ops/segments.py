@@ -14,19 +14,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Int, Shaped
 
 from seqmodels.axes import Array
 
 
-def last_real(ids: Array) -> Array:
-    """For every position the id of the last non-padding token at or before it, 0 where there is none. [B,T]"""
+def last_real(ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """For every position the id of the last non-padding token at or before it, 0 where there is none."""
     time = jnp.arange(ids.shape[1], dtype=jnp.int32)
     newest = jax.lax.cummax(jnp.where(ids != 0, time, -1), axis=1)
     return jnp.where(newest < 0, 0, jnp.take_along_axis(ids, jnp.maximum(newest, 0), axis=1))
 
 
-def starts(segment_ids: Array) -> Array:
-    """True at the first token of every document but the first one. [B,T] bool"""
+def starts(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """True at the first token of every document but the first one."""
     if segment_ids.shape[1] == 0:
         return jnp.zeros(segment_ids.shape, bool)
     held = last_real(segment_ids)
@@ -34,8 +35,8 @@ def starts(segment_ids: Array) -> Array:
     return (segment_ids != 0) & (before != 0) & (segment_ids != before)
 
 
-def document_index(segment_ids: Array) -> Array:
-    """Index of the document that is current at every position, from 0, padding included. [B,T] int32
+def document_index(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Index of the document that is current at every position, from 0, padding included.
 
     The first document has index 0, so incoming state is visible exactly where the index is 0.
     """
@@ -43,25 +44,25 @@ def document_index(segment_ids: Array) -> Array:
 
 
 class Regrouped(NamedTuple):
-    """A chunk-aligned order of tokens; see `regroup`."""
+    """A chunk-aligned order of tokens in ``P = N * C`` places; see `regroup`."""
 
-    source: Array  # [B,P] int32: the token that stands at a place, T where the place is empty
-    place: Array  # [B,T] int32: the place of a token, P for padding
-    segment: Array  # [B,P//C] int32: the zero-based segment of every chunk, S for unused chunks
-    first: Array  # [B,P//C] bool: the chunk begins its segment
-    last: Array  # [B,P//C] bool: the chunk ends its segment
+    source: Int[Array, "B P"]  # the token that stands at a place, T where the place is empty
+    place: Int[Array, "B T"]  # the place of a token, P for padding
+    segment: Int[Array, "B N"]  # the zero-based segment of every chunk, S for unused chunks
+    first: Bool[Array, "B N"]  # the chunk begins its segment
+    last: Bool[Array, "B N"]  # the chunk ends its segment
 
-    def gather(self, x: Array) -> Array:
-        """[B,T,...] -> [B,P,...]; empty places hold zeros."""
+    def gather(self, x: Shaped[Array, "B T *D"]) -> Shaped[Array, "B P *D"]:
+        """Tokens to their places; empty places hold zeros."""
         return move(x, self.source, self.place)
 
-    def scatter(self, y: Array) -> Array:
-        """[B,P,...] -> [B,T,...]; padding gets zeros."""
+    def scatter(self, y: Shaped[Array, "B P *D"]) -> Shaped[Array, "B T *D"]:
+        """Places back to the tokens' order; padding gets zeros."""
         return move(y, self.place, self.source)
 
     @property
-    def ids(self) -> Array:
-        """[B,P] int32: 1 where a token stands, 0 where the place is empty."""
+    def ids(self) -> Int[Array, "B P"]:
+        """1 where a token stands, 0 where the place is empty."""
         return (self.source < self.place.shape[1]).astype(jnp.int32)
 
 
@@ -69,7 +70,7 @@ def _take(x: Array, index: Array) -> Array:
     return jax.vmap(lambda row, i: row.at[i].get(mode="fill", fill_value=0))(x, index)
 
 
-def move(x: Array, index: Array, inverse: Array) -> Array:
+def move(x: Shaped[Array, "B T *D"], index: Int[Array, "B P"], inverse: Int[Array, "B T"]) -> Shaped[Array, "B P *D"]:
     """`_take`, with the gather by `inverse` as its transpose: several times faster on the CPU than the scatter-add."""
     return _moved(x, index, inverse) if jnp.issubdtype(x.dtype, jnp.inexact) else _take(x, index)
 
@@ -85,13 +86,15 @@ _moved.defvjp(
 )
 
 
-def regroup(segment_ids: Array, num_segments: int, multiple: int) -> Regrouped:
+def regroup(segment_ids: Int[Array, "B T"], num_segments: int, multiple: int, limit: int | None = None) -> Regrouped:
     """Lay the segments of ``segment_ids [B,T]`` (ids 0..S) out one after the other, each from a multiple of `multiple`.
 
-    The length ``P`` is static: ``ceil(T / C) + min(S, T)`` chunks at most are ever needed.
+    The length ``P`` is static: ``ceil(T / C) + min(S, T)`` chunks at most are ever needed, with T replaced by `limit`
+    where the caller knows that a row has no more real tokens than that.
     """
     B, T = segment_ids.shape
-    chunks = -(-T // multiple) + min(num_segments, T)
+    most = T if limit is None else min(T, limit)
+    chunks = -(-most // multiple) + min(num_segments, most)
     P = chunks * multiple
     key = jnp.where(segment_ids == 0, num_segments + 1, segment_ids)
     order = jnp.argsort(key, axis=1, stable=True).astype(jnp.int32)  # [B,T] sorted tokens, padding last

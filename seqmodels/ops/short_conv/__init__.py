@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.ops import checks
@@ -13,16 +14,17 @@ IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implemen
 
 
 def short_conv(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
+    x: Float[Array, "B T D"],
+    weight: Float[Array, "W D"],
+    bias: Float[Array, "D"] | None = None,
     *,
     activation: str | None = None,
-    state: Array | None = None,
-    segment_ids: Array | None = None,
+    state: Float[Array, "B *S W-1 D"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
     num_segments: int | None = None,
+    resets: Bool[Array, "B T"] | None = None,
     impl: str = "auto",
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B T D"], Float[Array, "B *S W-1 D"]]:
     """``y_t = act(bias + sum_j weight[j] * x_{t-W+1+j})``, every channel by itself.
 
     The last row of `weight` multiplies the current token. Inputs before a document are zeros. Padding is skipped as if
@@ -37,6 +39,8 @@ def short_conv(
         means zeros.
       segment_ids: ``[B,T]`` int32, 0 is padding; see ``docs/design.md``.
       num_segments: ``S``; every segment continues from, and returns, its own state.
+      resets: ``[B,T]`` bool, with `num_segments` only: the token's segment forgets what came before it (packed
+        documents inside segments).
       impl: an implementation's name, or ``"auto"``.
 
     Returns:
@@ -45,7 +49,7 @@ def short_conv(
     Raises:
       ValueError: shapes or dtypes do not fit, or `activation` is unknown.
     """
-    _check(x, weight, bias, activation, state, segment_ids, num_segments)
+    _check(x, weight, bias, activation, state, segment_ids, num_segments, resets)
     dtype = accumulate_dtype(x, weight)
     batch, _, channels = x.shape
     lead = (batch,) if num_segments is None else (batch, num_segments)
@@ -59,6 +63,7 @@ def short_conv(
         None if bias is None else bias.astype(dtype),
         state,
         segment_ids,
+        resets,
         activation=activation,
         num_segments=num_segments,
     )
@@ -73,6 +78,7 @@ def _check(
     state: Array | None,
     segment_ids: Array | None,
     num_segments: int | None,
+    resets: Array | None,
 ) -> None:
     sizes: dict[str, int] = {}
     checks.floating(x=x, weight=weight, bias=bias, state=state)
@@ -82,6 +88,10 @@ def _check(
     if bias is not None:
         checks.match("bias", bias, "D", sizes)
     checks.segment_ids(segment_ids, num_segments, sizes)
+    if resets is not None:
+        if num_segments is None:
+            raise ValueError("resets without num_segments, expected both; documents reset by themselves, leave it out")
+        checks.match("resets", resets, "B T", sizes)
     if state is not None:
         carried = f"B {sizes['W'] - 1} D"
         checks.match("state", state, checks.state_axes(carried, num_segments, sizes), sizes)

@@ -21,6 +21,7 @@ def run(
     bias: Array | None,
     state: Array,
     segment_ids: Array | None,
+    resets: Array | None,
     *,
     activation: str | None,
     num_segments: int | None,
@@ -33,12 +34,11 @@ def run(
         line = jnp.concatenate([state, x], axis=1)
         return _finish(_convolve(line, weight), bias, activation), line[:, length:]
     if num_segments is None:
-        document = segments.document_index(segment_ids)
         one = (segment_ids != 0).astype(jnp.int32)
-        y, state = _in_line(x, weight, state[:, None], one, document)
+        y, state = _in_line(x, weight, state[:, None], one, segments.starts(segment_ids))
         state = state[:, 0]
     else:
-        y, state = _in_line(x, weight, state, segment_ids, None)
+        y, state = _in_line(x, weight, state, segment_ids, resets)
     y = _finish(y, bias, activation)
     return jnp.where(segment_ids[..., None] != 0, y, 0), state
 
@@ -91,20 +91,21 @@ def _layout(ids: Array, num_segments: int, carried: int) -> _Layout:
     return _Layout(place, item, newest)
 
 
-def _in_line(x: Array, weight: Array, state: Array, ids: Array, document: Array | None) -> tuple[Array, Array]:
-    """Convolve every segment by itself, ``state [B,S,W-1,D]``; `document` [B,T] splits a single segment further."""
+def _in_line(x: Array, weight: Array, state: Array, ids: Array, resets: Array | None) -> tuple[Array, Array]:
+    """Convolve every segment by itself, ``state [B,S,W-1,D]``; at `resets` [B,T] bool a segment starts anew."""
     batch, length, channels = x.shape
     num_segments, carried = state.shape[1:3]
     layout = _layout(ids, num_segments, carried)
     items = jnp.concatenate([x, state.reshape(batch, num_segments * carried, channels)], axis=1)
     line = segments.move(items, layout.item, layout.place)
     newest = jax.vmap(lambda row, at: row[at])(line, layout.newest)
-    if document is not None:
-        last = document[:, -1:]
-        document = jnp.pad(document, ((0, 0), (0, carried)))  # the carried inputs belong to document 0
-        document = segments.move(document, layout.item, layout.place)
-        held = jnp.take_along_axis(document, layout.newest, axis=1) == last
-        newest = jnp.where(held[..., None], newest, 0)
+    document = None
+    if resets is not None and carried:
+        starts = jnp.pad(resets.astype(jnp.int32), ((0, 0), (0, num_segments * carried)))
+        document = jnp.cumsum(segments.move(starts, layout.item, layout.place), axis=1)
+        of_newest = jnp.take_along_axis(document, layout.newest, axis=1).reshape(batch, num_segments, carried)
+        held = of_newest == of_newest[:, :, -1:]
+        newest = jnp.where(held.reshape(batch, -1, 1), newest, 0)
         document = jnp.pad(document, ((0, 0), (carried, 0)))
     y = _convolve(jnp.pad(line, ((0, 0), (carried, 0), (0, 0))), weight, document)
     y = segments.move(y, layout.place, layout.item)[:, :length]

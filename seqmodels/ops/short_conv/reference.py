@@ -15,6 +15,7 @@ def run(
     bias: Array | None,
     state: Array,
     segment_ids: Array | None,
+    resets: Array | None,
     *,
     activation: str | None,
     num_segments: int | None,
@@ -28,4 +29,4 @@ def run(
             y = y + bias[None]
         return window[:, 1:], jax.nn.silu(y) if activation == "silu" else y
 
-    return scan_tokens(step, state, x, segment_ids=segment_ids, num_segments=num_segments)
+    return scan_tokens(step, state, x, segment_ids=segment_ids, num_segments=num_segments, resets=resets)

@@ -1,0 +1,84 @@
+"""Top-k routing of tokens to experts or memories, and the losses that keep it balanced.
+
+Switch Transformer (Fedus et al. 2021, arXiv:2101.03961) for the balance, ST-MoE (Zoph et al. 2022, arXiv:2202.08906)
+for the z-loss. Everything here is float32 whatever the model computes in: a rounding error can change a choice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from seqmodels.axes import Array, accumulate_dtype
+from seqmodels.layers.linear import default_kernel_init
+from seqmodels.layers.param import param
+
+
+class Routing(NamedTuple):
+    """Where every token goes."""
+
+    choice: Array  # [B,T,k] int32, the likeliest first
+    weight: Array  # [B,T,k] float32: their probabilities, made to sum to 1; constant for k = 1
+    probability: Array  # [B,T,E] float32
+    logits: Array  # [B,T,E] float32
+
+
+class Router(nn.Module):
+    """Softmax over `experts`, of which each token takes the `top_k` likeliest; ties go to the lower index."""
+
+    experts: int
+    top_k: int
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Routing:
+        shape = (x.shape[-1], self.experts)
+        kernel = param(self, "kernel", default_kernel_init, shape, ("embed", None), self.param_dtype)
+        wide = accumulate_dtype(x)
+        logits = jnp.dot(x.astype(wide), kernel.astype(wide), precision=jax.lax.Precision.HIGHEST)
+        top, choice = jax.lax.top_k(logits, self.top_k)
+        return Routing(choice, jax.nn.softmax(top, axis=-1), jax.nn.softmax(logits, axis=-1), logits)
+
+
+class Load(NamedTuple):
+    """Shares of a router's real tokens."""
+
+    fraction: Array  # [E]: tokens that chose an expert, per token; sums to k. Has no gradient
+    probability: Array  # [E]: mean probability, sums to 1
+
+
+def load(routing: Routing, real: Array) -> Load:
+    """The `Load` of the tokens where ``real [B,T]`` is true; padding does not count."""
+    mask = real.astype(routing.probability.dtype)
+    total = jnp.maximum(jnp.sum(mask), 1.0)
+    chosen = jax.nn.one_hot(routing.choice, routing.probability.shape[-1], dtype=mask.dtype)
+    return Load(
+        jnp.einsum("btke,bt->e", chosen, mask) / total,
+        jnp.einsum("bte,bt->e", routing.probability, mask) / total,
+    )
+
+
+def balance_loss(load: Load) -> Array:
+    """``E * sum_e fraction_e probability_e``: k for a uniform router, and the more the likelier experts get more."""
+    return load.fraction.shape[0] * jnp.sum(load.fraction * load.probability)
+
+
+def router_z_loss(routing: Routing, real: Array) -> Array:
+    """Mean square of the log of the softmax's denominator: keeps logits small."""
+    mask = real.astype(routing.logits.dtype)
+    square = jnp.square(jax.nn.logsumexp(routing.logits, axis=-1))
+    return jnp.sum(square * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def mesh_size(logical: str) -> int:
+    """Devices over which the mesh and the rules in force split the logical axis `logical`; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    over = nn.logical_to_mesh_axes((logical,))
+    names = over[0] if over is not None and len(over) else None
+    size = 1
+    for name in (names,) if isinstance(names, str) else names or ():
+        size *= mesh.shape.get(name, 1)
+    return size
