@@ -102,6 +102,23 @@ def test_padding_is_inert_wherever_it_stands(impl, num_segments):
     np.testing.assert_array_equal(unchanged, state)
 
 
+def test_second_derivatives_of_packed_documents():
+    rng = np.random.default_rng(0)
+    x, weight, t = rng.standard_normal((1, 9, 2)), rng.standard_normal((3, 2)), rng.standard_normal((1, 9, 2))
+    with jax.enable_x64(True):
+        for ids in ([[1, 1, 1, 2, 3, 3, 3, 3, 3]], [[1, 0, 1, 2, 0, 0, 3, 3, 3]]):
+
+            def bend(impl, x, weight, ids=ids):
+                loss = lambda x: jnp.sum(short_conv(x, weight, segment_ids=jnp.asarray(ids), impl=impl)[0] ** 3)  # noqa: E731
+                return jnp.sum(jax.grad(loss)(x) * t)
+
+            ours, want = (
+                jax.grad(functools.partial(bend, impl), argnums=(0, 1))(x, weight) for impl in ("chunked", "reference")
+            )
+            for value, expected in zip(ours, want, strict=True):
+                np.testing.assert_allclose(value, expected, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("impl", ["reference", "chunked"])
 def test_split_equals_whole(impl):
     (x, weight, bias), options = CASES[1].make(jax.random.key(1))

@@ -24,6 +24,7 @@ class Case(cases.Case):
     activation: str | None = "silu"
     documents: int = 0  # packed into a row, 0: no segment_ids
     num_segments: int | None = None
+    padding: bool = True  # some tokens are padding
 
     def make(self, key: Array, dtype: Any = jnp.float32) -> tuple[tuple[Any, ...], dict[str, Any]]:
         keys = jax.random.split(key, 5)
@@ -32,7 +33,7 @@ class Case(cases.Case):
         bias = jax.random.normal(keys[2], (self.channels,), dtype) if self.bias else None
         options: dict[str, Any] = {"activation": self.activation}
         if self.documents:
-            ids = jax.random.randint(keys[3], x.shape[:2], 0, self.documents + 1, jnp.int32)
+            ids = jax.random.randint(keys[3], x.shape[:2], 0 if self.padding else 1, self.documents + 1, jnp.int32)
             options["segment_ids"] = ids if self.num_segments else jnp.sort(ids, axis=1)
             options["num_segments"] = self.num_segments
         lead = (self.batch,) if self.num_segments is None else (self.batch, self.num_segments)
@@ -50,10 +51,11 @@ CASES = (
     Case(name="plain", batch=2, length=33, channels=6, width=3, activation=None),
     Case(name="silu_bias", batch=2, length=21, channels=5, bias=True),
     Case(name="documents", batch=2, length=37, channels=5, bias=True, documents=9),
+    Case(name="no_padding", batch=2, length=37, channels=5, bias=True, documents=9, padding=False),
     Case(name="segments", batch=2, length=37, channels=5, bias=True, documents=4, num_segments=5),
     Case(name="short", batch=2, length=2, channels=3, documents=2, num_segments=3),
     Case(name="width_1", batch=1, length=9, channels=3, width=1, documents=2),
     Case(name="training", batch=8, length=512, channels=1024, large=True),
-    Case(name="packed", batch=8, length=512, channels=1024, documents=6, large=True),
+    Case(name="packed", batch=8, length=512, channels=1024, documents=6, padding=False, large=True),
     Case(name="memories", batch=8, length=512, channels=1024, documents=4, num_segments=4, large=True),
 )

@@ -6,6 +6,7 @@ by a hand-written one.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,13 +35,46 @@ def run(
         line = jnp.concatenate([state, x], axis=1)
         return _finish(_convolve(line, weight), bias, activation), line[:, length:]
     if num_segments is None:
-        one = (segment_ids != 0).astype(jnp.int32)
-        y, state = _in_line(x, weight, state[:, None], one, segments.starts(segment_ids))
-        state = state[:, 0]
+        y, state = _documents(x, weight, state, segment_ids)
     else:
         y, state = _in_line(x, weight, state, segment_ids, resets)
     y = _finish(y, bias, activation)
     return jnp.where(segment_ids[..., None] != 0, y, 0), state
+
+
+@jax.custom_vjp
+def _documents(x: Array, weight: Array, state: Array, segment_ids: Array) -> tuple[Array, Array]:
+    """Packed documents. Only batches with padding pay for moving it out of the way."""
+    whole = jnp.all(segment_ids != 0)
+    return jax.lax.cond(whole, _without_padding, _around_padding, x, weight, state, segment_ids)
+
+
+def _documents_backward(saved: tuple[Array, ...], cotangents: tuple[Array, Array]) -> tuple[Array | None, ...]:
+    """Recomputes: a gradient through `cond` would keep what either branch needs, and the products are cheap."""
+    x, weight, state, segment_ids = saved
+
+    def through(run: Callable[..., tuple[Array, Array]]) -> Callable[[], tuple[Array, ...]]:
+        return lambda: jax.vjp(lambda *inputs: run(*inputs, segment_ids), x, weight, state)[1](cotangents)
+
+    whole = jnp.all(segment_ids != 0)
+    return *jax.lax.cond(whole, through(_without_padding), through(_around_padding)), None
+
+
+_documents.defvjp(lambda *inputs: (_documents(*inputs), inputs), _documents_backward)
+
+
+def _without_padding(x: Array, weight: Array, state: Array, segment_ids: Array) -> tuple[Array, Array]:
+    length, carried = x.shape[1], state.shape[1]
+    line = jnp.concatenate([state, x], axis=1)
+    document = jnp.pad(segments.document_index(segment_ids), ((0, 0), (carried, 0)))  # the state is of document 0
+    held = document[:, length:] == document[:, -1:]
+    return _convolve(line, weight, document), jnp.where(held[..., None], line[:, length:], 0)
+
+
+def _around_padding(x: Array, weight: Array, state: Array, segment_ids: Array) -> tuple[Array, Array]:
+    one = (segment_ids != 0).astype(jnp.int32)
+    y, state = _in_line(x, weight, state[:, None], one, segments.starts(segment_ids))
+    return y, state[:, 0]
 
 
 def _convolve(line: Array, weight: Array, document: Array | None = None) -> Array:
