@@ -27,6 +27,22 @@ import jax.numpy as jnp
 Array = jax.Array
 DType = jnp.dtype
 
+DEFAULT_RULES = (  # logical axis name, then the mesh axes that split it (joined by commas; empty: never split)
+    ("batch", "data,fsdp"),
+    ("length", "sequence"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    ("expert", "expert"),
+    ("layers", ""),
+)
+
+
+def split_axes(joined: str) -> tuple[str, ...]:
+    """``"data,fsdp"`` -> ``("data", "fsdp")``."""
+    return tuple(axis.strip() for axis in joined.split(",") if axis.strip())
+
 
 def accumulate_dtype(*arrays: Array) -> jnp.dtype:
     """The dtype in which an op accumulates: at least float32, float64 when an input is float64."""

@@ -18,25 +18,15 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from seqmodels.axes import DEFAULT_RULES, split_axes
 from seqmodels.errors import UserError
 
 logger = logging.getLogger("seqmodels.sharding")
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence", "expert")
-
-DEFAULT_RULES = (
-    ("batch", "data,fsdp"),
-    ("length", "sequence"),
-    ("embed", "fsdp"),
-    ("heads", "tensor"),
-    ("mlp", "tensor"),
-    ("vocab", "tensor"),
-    ("expert", "expert"),
-    ("layers", ""),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +63,6 @@ class MeshConfig:
             unknown = [axis for axis in split_axes(joined) if axis not in MESH_AXES]
             if unknown:
                 raise UserError(f"mesh.rules sends {name!r} to unknown axes {unknown}; use {', '.join(MESH_AXES)}")
-
-
-def split_axes(joined: str) -> tuple[str, ...]:
-    """``"data,fsdp"`` -> ``("data", "fsdp")``."""
-    return tuple(axis.strip() for axis in joined.split(",") if axis.strip())
 
 
 def join_processes(cfg: MeshConfig) -> None:
@@ -276,6 +261,17 @@ def share_of(held: dict[int, set[int]], process: int, batch_size: int) -> Rows:
 def to_devices(batch: dict[str, np.ndarray], shardings: dict[str, NamedSharding]) -> dict[str, jax.Array]:
     """Global arrays from the rows that this process loaded; its devices take them in the order of their own rows."""
     return {name: _place(rows, shardings[name]) for name, rows in batch.items()}
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy copies of arrays that may be spread over processes, all of which must make this call."""
+
+    def fetch(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, tree)
 
 
 def _place(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:

@@ -7,6 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from seqmodels.axes import Array, accumulate_dtype
+from seqmodels.ops.partition import Dims
+
+DECAY_AXES = {1: "H", 3: "B T H", 4: "B T H K"}  # of a log-decay, by its rank
 
 
 def match(name: str, array: Any, axes: str, sizes: dict[str, int]) -> None:
@@ -87,7 +90,7 @@ def matrix_recurrence(
     match("v", v, "B T H V", sizes)
     multiple("heads of v", sizes["H"], "heads of q and k", sizes["Hk"])
     if log_decay is not None:
-        axes = {1: "H", 3: "B T H", 4: "B T H K"}.get(jnp.ndim(log_decay))
+        axes = DECAY_AXES.get(jnp.ndim(log_decay))
         if axes is None:
             shape = jnp.shape(log_decay)
             raise ValueError(f"log_decay has shape {shape}, expected [H], [B,T,H] or [B,T,H,K]; reshape it")
@@ -98,6 +101,13 @@ def matrix_recurrence(
     floating(q=q, k=k, v=v, log_decay=log_decay, state=state)
     positive("chunk_size", chunk_size)
     return sizes
+
+
+def matrix_recurrence_dims(log_decay: Array | None, num_segments: int | None, *extra: str) -> Dims:
+    """Axes of ``q, k, v, *extra, log_decay, state, segment_ids`` and of ``out, state``, for `dispatch`."""
+    decay = None if log_decay is None else DECAY_AXES[jnp.ndim(log_decay)]
+    state = state_axes("B H K V", num_segments, {})
+    return Dims(("B T Hk K", "B T Hk K", "B T H V", *extra, decay, state, "B T"), ("B T H V", state))
 
 
 def initial_state(state: Array | None, q: Array, k: Array, v: Array, num_segments: int | None) -> Array:

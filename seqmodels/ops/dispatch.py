@@ -2,7 +2,8 @@
 
 An op hands `dispatch` its implementations; each has ``supports(*args, **kwargs)``, which returns ``None`` or the reason
 why it cannot serve the call. ``impl="auto"`` takes, for the platform that the program is *lowered* for, the first of
-kernel, chunked, reference that serves. An explicit name never falls back: it raises the reason.
+kernel, chunked, reference that serves. An explicit name never falls back: it raises the reason. On a mesh a kernel runs
+inside `jax.shard_map`, see `partition`.
 """
 
 from __future__ import annotations
@@ -15,16 +16,25 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AxisType
 
 from seqmodels.errors import suggest
+from seqmodels.ops import partition
+from seqmodels.ops.partition import Dims
 
 logger = logging.getLogger("seqmodels.ops")
 
 KERNELS = {"tpu": "pallas_tpu", "cuda": "pallas_gpu"}  # lowering platform -> implementation that only it can run
 FALLBACKS = ("chunked", "reference")
 
-_interpret = contextvars.ContextVar("seqmodels_interpret_kernels", default=False)
+
+class Interpretation(NamedTuple):
+    """How `interpret_kernels` has kernels run."""
+
+    auto: tuple[str, ...]
+    races: bool
+
+
+_interpret: contextvars.ContextVar[Interpretation | None] = contextvars.ContextVar("seqmodels_interpret", default=None)
 
 
 class Implementation(NamedTuple):
@@ -35,21 +45,34 @@ class Implementation(NamedTuple):
 
 
 @contextlib.contextmanager
-def interpret_kernels() -> Iterator[None]:
-    """Run Pallas implementations in interpret mode inside this block, on any machine."""
-    token = _interpret.set(True)
+def interpret_kernels(*auto: str, races: bool = False) -> Iterator[None]:
+    """Run Pallas implementations in interpret mode inside this block, on any machine.
+
+    Args:
+      *auto: implementations that ``impl="auto"`` takes before all others, wherever they serve.
+      races: run TPU kernels in the simulator that looks for data races and fills memory with NaN (it allows no remat
+        around the kernel), instead of as a loop in XLA.
+    """
+    token = _interpret.set(Interpretation(auto, races))
     try:
         yield
     finally:
         _interpret.reset(token)
 
 
-def interpreting() -> bool:
-    """Whether kernels are to be interpreted (see `interpret_kernels`)."""
+def interpretation() -> Interpretation | None:
+    """How kernels are to be interpreted, ``None`` if they are not."""
     return _interpret.get()
 
 
-def dispatch(op: str, impl: str, implementations: Mapping[str, Implementation], *args: Any, **kwargs: Any) -> Any:
+def dispatch(
+    op: str,
+    impl: str,
+    implementations: Mapping[str, Implementation],
+    *args: Any,
+    dims: Dims | None = None,
+    **kwargs: Any,
+) -> Any:
     """Run `op` with the implementation that `impl` names, or with the best one per platform for ``"auto"``.
 
     Args:
@@ -57,58 +80,60 @@ def dispatch(op: str, impl: str, implementations: Mapping[str, Implementation], 
       impl: ``"auto"`` or a key of `implementations`.
       implementations: by name; kernels are named as in `KERNELS`.
       *args: arrays (or ``None``), passed on.
+      dims: axes of `args` and of the results. On a mesh that the compiler partitions a kernel needs them (`partition`).
       **kwargs: static options, passed on.
 
     Raises:
       ValueError: unknown `impl`, or the named implementation refuses the call.
     """
+    serve = functools.partial(_serve, implementations, dims, args, kwargs)
     if impl != "auto":
         if impl not in implementations:
             known = ", ".join(["auto", *implementations])
             raise ValueError(f"{op}: impl={impl!r} is unknown, expected one of {known}{suggest(impl, implementations)}")
-        reason = _refusal(impl, implementations[impl], args, kwargs)
-        if reason:
-            raise ValueError(f"{op}: impl={impl!r} refuses this call: {reason}; use impl='auto'")
-        return implementations[impl].run(*args, **kwargs)
+        run = serve(impl)
+        if isinstance(run, str):
+            raise ValueError(f"{op}: impl={impl!r} refuses this call: {run}; use impl='auto'")
+        return run(*args)
 
-    default = _first(op, FALLBACKS, implementations, args, kwargs)
+    interpreted = _interpret.get()
+    forced = interpreted.auto if interpreted else ()
+    default, run = _first(op, [name for name in (*forced, *FALLBACKS) if name in implementations], serve)
+    if forced:
+        return run(*args)
     special = {}
     for platform, kernel in KERNELS.items():
-        if kernel in implementations:
-            chosen = _first(op, (kernel, *FALLBACKS), implementations, args, kwargs)
-            if chosen != default:
-                special[platform] = functools.partial(implementations[chosen].run, **kwargs)
+        found = serve(kernel) if kernel in implementations else "there is none"
+        if isinstance(found, str):
+            logger.debug("%s: %s refused: %s", op, kernel, found)
+        else:
+            special[platform] = found
     _log_once(op, default, tuple(f"{p}:{KERNELS[p]}" for p in special))
-    run = functools.partial(implementations[default].run, **kwargs)
     return jax.lax.platform_dependent(*args, default=run, **special) if special else run(*args)
 
 
-def _first(op: str, names, implementations, args, kwargs) -> str:
+def _first(op: str, names: list[str], serve: Callable[[str], Callable[..., Any] | str]) -> tuple[str, Callable]:
+    """The first of `names` that serves, and its function."""
     refusals = []
     for name in names:
-        if name not in implementations:
-            continue
-        reason = _refusal(name, implementations[name], args, kwargs)
-        if reason is None:
-            return name
-        refusals.append(f"{name}: {reason}")
-        logger.debug("%s: %s refused: %s", op, name, reason)
+        found = serve(name)
+        if not isinstance(found, str):
+            return name, found
+        refusals.append(f"{name}: {found}")
+        logger.debug("%s: %s refused: %s", op, name, found)
     raise ValueError(f"{op}: no implementation serves this call: {'; '.join(refusals)}")
 
 
-def _refusal(name: str, implementation: Implementation, args, kwargs) -> str | None:
-    if name in KERNELS.values() and not interpreting():
-        axes = partitioned_axes()
-        if axes:
-            return f"the compiler splits the program over mesh axes {axes}, and a kernel must run inside jax.shard_map"
-    return implementation.supports(*args, **kwargs)
-
-
-def partitioned_axes() -> tuple[str, ...]:
-    """Axes of the mesh in force (`jax.set_mesh`) over which the compiler, not a `jax.shard_map`, splits the program."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return tuple(name for name, kind in kinds if kind != AxisType.Manual and mesh.shape[name] > 1)
+def _serve(implementations, dims: Dims | None, args, kwargs, name: str) -> Callable[..., Any] | str:
+    """The function of `args` by which an implementation computes the op, or the reason for its refusal."""
+    implementation = implementations[name]
+    run = functools.partial(implementation.run, **kwargs)
+    if name not in KERNELS.values():
+        return implementation.supports(*args, **kwargs) or run
+    share = partition.plan(dims, args)
+    if isinstance(share, str):
+        return share
+    return implementation.supports(*share.local(args), **kwargs) or share.wrap(run)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from seqmodels.ops import delta_rule
-from seqmodels.ops.pallas.algebra import triangular_inverse
+from seqmodels.ops.pallas.chip import GPU, TPU, triangular_inverse
 from tests.ops import tpu_cases
 from tests.ops.tpu_cases import DOCUMENTS, SEGMENTS
 from tests.ops.tpu_kernels import (
@@ -22,9 +22,8 @@ from tests.ops.tpu_kernels import (
     no_races,  # noqa: F401
     quick,
     rms_error,
-    with_gradients,
 )
-from tests.shared import golden, relative_error
+from tests.shared import relative_error
 
 Problem = functools.partial(tpu_cases.Problem, "delta_rule")
 Size = functools.partial(tpu_cases.Size, "delta_rule")
@@ -69,29 +68,16 @@ GOLDEN = [
 @pytest.mark.parametrize("name", GOLDEN)
 @pytest.mark.usefixtures("no_races")
 def test_golden(name):
-    arrays, attrs, tolerances = golden(f"ops/{name}")
-    args = (*(arrays[x] for x in ("q", "k", "v", "beta")), arrays.get("g"), arrays["initial_state"])
-    packed = attrs.get("packed", False)
-    ids, segments = (arrays["segment_ids"] + 1, len(args[-1])) if packed else (None, None)
-
-    def run(q, k, v, beta, g, state):
-        state = state[None] if packed else state
-        options = {"scale": attrs["scale"], "segment_ids": ids, "num_segments": segments, "chunk_size": 64}
-        out, state = kernel(q, k, v, beta, g, state=state, **options)
-        return out, state[0] if packed else state
-
-    out, grads = interpreted(with_gradients(run), args, (arrays["do"], arrays["dht"]))
-    for key, value in zip(Problem("scalar").names, (*out, *grads), strict=True):
-        if key in tolerances:
-            assert relative_error(value, arrays[key]) <= tolerances[key], key
+    tpu_cases.assert_golden("delta_rule", "pallas_tpu", name)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-4)])
-def test_triangular_inverse(dtype, tolerance):
+@pytest.mark.parametrize("chip", [TPU, GPU], ids=["tpu", "gpu"])
+def test_triangular_inverse(dtype, tolerance, chip):
     """Powers of this matrix overflow float32; its inverse has no entry above 2."""
     low = np.tril(np.full((128, 128), 2.0, np.float32), -1)
     exact = np.linalg.inv(np.eye(128) + low.astype(np.float64))
-    assert relative_error(quick(lambda low: triangular_inverse(low, dtype), low), exact) <= tolerance
+    assert relative_error(quick(lambda low: triangular_inverse(low, dtype, chip), low), exact) <= tolerance
 
 
 def test_second_derivatives_are_those_of_the_chunked_form():

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from seqmodels.ops import dispatch
 from seqmodels.ops.dispatch import Implementation
+from seqmodels.ops.partition import Dims
 
 
 def implementations(**refusals):
@@ -50,7 +51,15 @@ def test_kernels_are_chosen_for_the_platform_of_the_lowering():
     assert "3.000000e+00" not in text["cpu"]
 
 
-def test_a_kernel_refuses_a_mesh_that_the_compiler_partitions_but_runs_inside_shard_map():
+def test_interpreted_kernels_can_be_what_auto_takes():
+    with dispatch.interpret_kernels():
+        assert call("auto") == 2
+    with dispatch.interpret_kernels("pallas_tpu"):
+        assert call("auto") == 3
+        assert call("auto", pallas_tpu="too wide") == 2
+
+
+def test_a_kernel_of_unknown_axes_refuses_a_mesh_that_the_compiler_partitions_but_runs_inside_shard_map():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     kernel = functools.partial(dispatch.dispatch, "op", "pallas_tpu", implementations())
     with jax.set_mesh(mesh):
@@ -58,5 +67,4 @@ def test_a_kernel_refuses_a_mesh_that_the_compiler_partitions_but_runs_inside_sh
             kernel(jnp.ones(4))
         spec = PartitionSpec("data")
         assert jax.jit(jax.shard_map(kernel, in_specs=spec, out_specs=spec))(jnp.ones(4)).tolist() == [3.0] * 4
-        with dispatch.interpret_kernels():
-            assert kernel(jnp.ones(4)).tolist() == [3.0] * 4
+        assert jax.jit(functools.partial(kernel, dims=Dims(("B",), "B")))(jnp.ones(4)).tolist() == [3.0] * 4

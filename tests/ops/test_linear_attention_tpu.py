@@ -24,9 +24,8 @@ from tests.ops.tpu_kernels import (
     no_races,  # noqa: F401
     quick,
     rms_error,
-    with_gradients,
 )
-from tests.shared import golden, relative_error
+from tests.shared import relative_error
 
 Problem = functools.partial(tpu_cases.Problem, "linear_attention")
 Size = functools.partial(tpu_cases.Size, "linear_attention")
@@ -68,22 +67,7 @@ def test_bfloat16(decay):
 )
 @pytest.mark.usefixtures("no_races")
 def test_golden(name):
-    arrays, attrs, tolerances = golden(f"ops/{name}")
-    g = arrays["g"] if "g" in arrays else np.log(np.asarray(attrs["gamma"], np.float32))
-    args = (*(arrays[x] for x in "qkv"), g, arrays["initial_state"])
-    packed = attrs.get("packed", False)
-    ids, segments = (arrays["segment_ids"] + 1, len(args[-1])) if packed else (None, None)
-
-    def run(q, k, v, g, state):
-        state = state[None] if packed else state
-        options = {"scale": attrs["scale"], "segment_ids": ids, "num_segments": segments, "chunk_size": 64}
-        out, state = kernel(q, k, v, g, state=state, **options)
-        return out, state[0] if packed else state
-
-    out, grads = interpreted(with_gradients(run), args, (arrays["do"], arrays["dht"]))
-    for key, value in zip(Problem("scalar").names, (*out, *grads), strict=True):
-        if key in tolerances:
-            assert relative_error(value, arrays[key]) <= tolerances[key], key
+    tpu_cases.assert_golden("linear_attention", "pallas_tpu", name)
 
 
 @pytest.mark.parametrize("decay", ["scalar", "vector"])
@@ -184,11 +168,11 @@ def test_auto_takes_the_kernel_on_a_tpu_only():
 def test_refusals_say_why():
     q, k, v, g, state = map(jnp.asarray, Problem("scalar", T=4).make()[0])
     half = jnp.float16
-    with pytest.raises(ValueError, match="q has dtype float16, a TPU kernel takes float32 and bfloat16"):
+    with pytest.raises(ValueError, match="q has dtype float16, a kernel takes float32 and bfloat16"):
         kernel(q.astype(half), k.astype(half), v.astype(half), g, state=state)
-    with pytest.raises(ValueError, match="chunk_size=24, a TPU kernel takes powers of two from 16"):
+    with pytest.raises(ValueError, match="chunk_size=24, a kernel takes powers of two from 16"):
         kernel(q, k, v, g, chunk_size=24)
-    with pytest.raises(ValueError, match=r"q has shape \(0, 4, 1, 8\), a TPU kernel takes no empty axis"):
+    with pytest.raises(ValueError, match=r"q has shape \(0, 4, 1, 8\), a kernel takes no empty axis"):
         kernel(q[:0], k[:0], v[:0])
     wide = jnp.zeros((1, 4, 1, 2048))
     with pytest.raises(ValueError, match=r"K=2048, V=2048 and 16 tokens need about \d+ MiB of vector memory"):

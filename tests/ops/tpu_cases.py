@@ -1,4 +1,4 @@
-"""Small problems and compile sizes for the TPU kernels of ops with a ``[K,V]`` state."""
+"""Small problems, golden vectors and compile sizes for the kernels of ops with a ``[K,V]`` state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from seqmodels import ops
-from tests.ops.tpu_kernels import compile_for, with_gradients
+from tests.ops.tpu_kernels import compile_for, interpreted, with_gradients
+from tests.shared import golden, relative_error
 
 DOCUMENTS = (
     ((1, 9), (0, 2), (1, 3), (2, 13), (0, 3), (4, 5), (7, 1), (8, 3)),  # a length-1 one, padding at odd places
@@ -74,6 +75,27 @@ class Problem:
         return with_gradients(lambda *args: op(*args[:-1], state=args[-1]))
 
 
+def assert_golden(op, impl, name):
+    """Outputs and gradients of a golden vector, within its own tolerances."""
+    arrays, attrs, tolerances = golden(f"ops/{name}")
+    g = np.log(np.asarray(attrs["gamma"], np.float32)) if "gamma" in attrs and "g" not in arrays else arrays.get("g")
+    beta = (arrays["beta"],) if op == "delta_rule" else ()
+    args = (*(arrays[x] for x in "qkv"), *beta, g, arrays["initial_state"])
+    packed = attrs.get("packed", False)
+    ids, segments = (arrays["segment_ids"] + 1, len(args[-1])) if packed else (None, None)
+
+    def run(*args):
+        *args, state = args
+        options = {"scale": attrs["scale"], "segment_ids": ids, "num_segments": segments, "chunk_size": 64}
+        out, state = getattr(ops, op)(*args, state=state[None] if packed else state, impl=impl, **options)
+        return out, state[0] if packed else state
+
+    out, grads = interpreted(with_gradients(run), args, (arrays["do"], arrays["dht"]))
+    for key, value in zip(Problem(op, "scalar").names, (*out, *grads), strict=True):
+        if key in tolerances:
+            assert relative_error(value, arrays[key]) <= tolerances[key], key
+
+
 @dataclasses.dataclass(frozen=True)
 class Size:
     """A call to compile; arrays come as projections make them, ``[B,T,H*K]``."""
@@ -89,6 +111,7 @@ class Size:
     dtype: str = "bfloat16"
     segments: int | None = None
     documents: bool = False
+    impl: str = "pallas_tpu"
 
     def shapes(self):
         """Shapes of the inputs, and of the cotangents."""
@@ -109,7 +132,7 @@ class Size:
         split = lambda x, heads: x.reshape(*x.shape[:2], heads, -1)  # noqa: E731
         q, k, v = split(q, self.Hk or self.H), split(k, self.Hk or self.H), split(v, self.H)
         g = split(g, self.H) if self.decay == "vector" else g
-        op = functools.partial(getattr(ops, self.op), impl="pallas_tpu", num_segments=self.segments)
+        op = functools.partial(getattr(ops, self.op), impl=self.impl, num_segments=self.segments)
         out, state = op(q, k, v, *([] if beta is None else [beta]), g, state=state, segment_ids=ids)
         return out.reshape(*out.shape[:2], -1), state
 

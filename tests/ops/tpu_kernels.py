@@ -1,4 +1,4 @@
-"""What tests of TPU kernels share: ahead-of-time compilation for real chips, and interpretation with race detection.
+"""What tests of kernels share: ahead-of-time compilation for real TPUs, and interpretation with race detection.
 
 Compilation needs libtpu but no TPU; it proves that Mosaic accepts a kernel and shows its memory, never its speed.
 """
@@ -52,8 +52,8 @@ def quick(f, *args):
 
 
 def interpreted(f, *args):
-    """`quick` with kernels interpreted."""
-    with dispatch.interpret_kernels():
+    """`quick` with kernels interpreted, and data races looked for."""
+    with dispatch.interpret_kernels(races=True):
         return quick(f, *args)
 
 
@@ -83,13 +83,13 @@ def with_gradients(f):
     return run
 
 
-def assert_matches_reference(problem, tolerance=5e-6):
+def assert_matches_reference(problem, impl="pallas_tpu", tolerance=5e-6):
     """Outputs and all gradients of a `tpu_cases.Problem` in chunks of 16, within the golden vectors' tolerance.
 
     States of segments without a token come back bit for bit.
     """
     args, cotangents, options = problem.make()
-    out, grads = interpreted(problem.run("pallas_tpu", chunk_size=16, **options), args, cotangents)
+    out, grads = interpreted(problem.run(impl, chunk_size=16, **options), args, cotangents)
     expected, expected_grads = quick(problem.run("reference", **options), args, cotangents)
     for name, actual, wanted in zip(problem.names, (*out, *grads), (*expected, *expected_grads), strict=True):
         assert (actual is None) == (wanted is None), name
@@ -102,10 +102,10 @@ def assert_matches_reference(problem, tolerance=5e-6):
                 np.testing.assert_array_equal(out[1][row, slot], args[-1][row, slot])
 
 
-def rms_error(problem):
+def rms_error(problem, impl="pallas_tpu"):
     """The largest relative root mean square error of outputs and gradients, against the float32 reference."""
     args, cotangents, options = problem.make()
-    out, grads = interpreted(problem.run("pallas_tpu", chunk_size=16, **options), args, cotangents)
+    out, grads = interpreted(problem.run(impl, chunk_size=16, **options), args, cotangents)
     wide = jax.tree.map(lambda x: x.astype(np.float32), (args, cotangents))
     expected, expected_grads = quick(problem.run("reference", **options), *wide)
     assert out[0].dtype == grads[0].dtype == problem.dtype and out[1].dtype == np.float32

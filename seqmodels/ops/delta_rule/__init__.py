@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from seqmodels.axes import Array
 from seqmodels.ops import checks
-from seqmodels.ops.delta_rule import chunked, pallas_tpu, reference
+from seqmodels.ops.delta_rule import chunked, pallas_gpu, pallas_tpu, reference
 from seqmodels.ops.dispatch import Implementation, dispatch
 
 IMPLEMENTATIONS = {
     "pallas_tpu": Implementation(pallas_tpu.run, pallas_tpu.supports),
+    "pallas_gpu": Implementation(pallas_gpu.run, pallas_gpu.supports),
     "chunked": Implementation(chunked.run),
     "reference": Implementation(reference.run),
 }
 
 
 def delta_rule(
-    q: Array,
-    k: Array,
-    v: Array,
-    beta: Array,
-    log_decay: Array | None = None,
+    q: Float[Array, "B T Hk K"],
+    k: Float[Array, "B T Hk K"],
+    v: Float[Array, "B T H V"],
+    beta: Float[Array, "B T H"],
+    log_decay: Float[Array, "H"] | Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
     *,
     scale: float | None = None,
-    state: Array | None = None,
-    segment_ids: Array | None = None,
+    state: Float[Array, "B *S H K V"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
     num_segments: int | None = None,
     impl: str = "auto",
     chunk_size: int | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B *S H K V"]]:
     """``S' = diag(exp(log_decay_t)) S_{t-1}``, then ``S_t = S' + beta_t k_t (v_t - S'^T k_t)^T``.
 
     The output is ``out_t = scale * S_t^T q_t``.
@@ -48,7 +50,7 @@ def delta_rule(
         a zero state; `state` belongs to the first document and the returned one to the last.
       num_segments: S. Ids then lie in ``1..S`` (others are padding), in any order, and each id continues from its own
         state.
-      impl: ``"auto"``, ``"pallas_tpu"``, ``"chunked"`` or ``"reference"``.
+      impl: ``"auto"``, ``"pallas_tpu"``, ``"pallas_gpu"``, ``"chunked"`` or ``"reference"``.
       chunk_size: tokens per chunk of the chunked forms; ``None`` chooses.
 
     Returns:
@@ -76,6 +78,7 @@ def delta_rule(
         log_decay,
         state,
         checks.canonical_ids(segment_ids, num_segments),
+        dims=checks.matrix_recurrence_dims(log_decay, num_segments, "B T H"),
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         num_segments=num_segments,
         chunk_size=chunk_size,

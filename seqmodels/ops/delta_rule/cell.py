@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from seqmodels.axes import Array
 from seqmodels.ops.delta_rule import chunked
-from seqmodels.ops.pallas.algebra import Marks, dot, iotas, to_column, to_row, triangular_inverse
+from seqmodels.ops.pallas.algebra import Marks, dot, iotas, to_column, to_row
+from seqmodels.ops.pallas.chip import Chip, triangular_inverse
 from seqmodels.ops.pallas.decay import ScalarDecay, VectorDecay
 
 
@@ -29,6 +30,7 @@ class DeltaCell:
     scale: float
     dtype: Any  # of matrix operands: float32 or bfloat16
     decay: str  # "none", "scalar" or "vector"
+    chip: Chip
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -44,34 +46,42 @@ class DeltaCell:
         log_decay = next(iter((*gate, *row)), None)
         return chunked.run(q, k, v, beta, log_decay, state, segment_ids, scale=self.scale, **options)
 
-    def _prepare(self, marks: Marks, columns: tuple[Array, ...], row: Array, state: Array) -> _Chunk:
+    def _prepare(self, marks: Marks, columns: tuple[Array, ...], rows: tuple[Array, ...], state: Array) -> _Chunk:
         q, k, v = columns[:3]
         if self.decay == "vector":
-            decay = VectorDecay(columns[3], marks, self.dtype)
+            decay = VectorDecay(columns[3], marks, self.dtype, self.chip)
         else:
-            decay = ScalarDecay(row[1:2] if self.decay == "scalar" else None, marks, self.dtype)
-        beta = to_column(row[:1])
+            decay = ScalarDecay(rows[1] if self.decay == "scalar" else None, marks, self.dtype)
+        beta = to_column(rows[0])
         i, j = iotas(k.shape[0])
         keys = jnp.where(i > j, decay.scores(k, k), 0.0)
-        inverse = triangular_inverse(beta * keys, self.dtype)
+        inverse = triangular_inverse(beta * keys, self.dtype, self.chip)
         error = v - dot(k * decay.enter, state, "nt", self.dtype)
         written = dot(inverse, beta * error, "nn", self.dtype)
         return _Chunk(decay, beta, keys, inverse, error, written, decay.scores(q, k))
 
-    def forward(self, marks: Marks, columns: tuple[Array, ...], row: Array, state: Array) -> tuple[Array, Array]:
+    def forward(
+        self, marks: Marks, columns: tuple[Array, ...], rows: tuple[Array, ...], state: Array
+    ) -> tuple[Array, Array]:
         """``out [C,V]`` and the next state ``[V,K]``."""
         q, k, _ = columns[:3]
-        chunk = self._prepare(marks, columns, row, state)
+        chunk = self._prepare(marks, columns, rows, state)
         decay = chunk.decay
         out = dot(q * decay.enter, state, "nt", self.dtype) + dot(chunk.scores, chunk.written, "nn", self.dtype)
         return self.scale * out, decay.keep * state + dot(chunk.written, k * decay.leave, "tn", self.dtype)
 
     def backward(
-        self, marks: Marks, columns: tuple[Array, ...], row: Array, state: Array, d_out: Array, d_state: Array
-    ) -> tuple[tuple[Array, ...], Array, Array]:
+        self,
+        marks: Marks,
+        columns: tuple[Array, ...],
+        rows: tuple[Array, ...],
+        state: Array,
+        d_out: Array,
+        d_state: Array,
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
         """Gradients of the columns, of the rows and of the incoming state, from those of `forward`'s results."""
         q, k, _ = columns[:3]
-        chunk = self._prepare(marks, columns, row, state)
+        chunk = self._prepare(marks, columns, rows, state)
         decay, beta, d_out = chunk.decay, chunk.beta, self.scale * d_out
         product = lambda a, b, contract: dot(a, b, contract, self.dtype)  # noqa: E731
 
@@ -94,13 +104,13 @@ class DeltaCell:
         d_before -= product(d_error, k * decay.enter, "tn")
         gradients = (dq + dq_enter, dk + dk_left + dk_right + dk_enter + dk_leave, d_error)
         if self.decay == "none":
-            return gradients, to_row(d_beta), d_before
+            return gradients, (to_row(d_beta),), d_before
         pairs = jax.tree.map(jnp.add, pairs, key_pairs)
         d_keep = decay.keep * jnp.sum(state * d_state, axis=0, keepdims=True)
         d_decay = decay.gradient(pairs, q * dq_enter + k * dk_enter, k * dk_leave, d_keep)
         if self.decay == "vector":
-            return (*gradients, d_decay), to_row(d_beta), d_before
-        return gradients, jnp.concatenate([to_row(d_beta), d_decay], axis=0), d_before
+            return (*gradients, d_decay), (to_row(d_beta),), d_before
+        return gradients, (to_row(d_beta), d_decay), d_before
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,32 +5,34 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.ops import checks
 from seqmodels.ops.dispatch import Implementation, dispatch
-from seqmodels.ops.linear_attention import chunked, pallas_tpu, reference
+from seqmodels.ops.linear_attention import chunked, pallas_gpu, pallas_tpu, reference
 
 IMPLEMENTATIONS = {
     "pallas_tpu": Implementation(pallas_tpu.run, pallas_tpu.supports),
+    "pallas_gpu": Implementation(pallas_gpu.run, pallas_gpu.supports),
     "chunked": Implementation(chunked.run),
     "reference": Implementation(reference.run),
 }
 
 
 def linear_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array | None = None,
+    q: Float[Array, "B T Hk K"],
+    k: Float[Array, "B T Hk K"],
+    v: Float[Array, "B T H V"],
+    log_decay: Float[Array, "H"] | Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
     *,
     scale: float | None = None,
-    state: Array | None = None,
-    segment_ids: Array | None = None,
+    state: Float[Array, "B *S H K V"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
     num_segments: int | None = None,
     impl: str = "auto",
     chunk_size: int | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B *S H K V"]]:
     """``S_t = diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T``, ``out_t = scale * S_t^T q_t``.
 
     Vanilla linear attention (arXiv 2006.16236) without decay, RetNet (2307.08621) and Lightning Attention (2401.04658)
@@ -48,7 +50,7 @@ def linear_attention(
         a zero state; `state` belongs to the first document and the returned one to the last.
       num_segments: S. Ids then lie in ``1..S`` (others are padding), in any order, and each id continues from its own
         state.
-      impl: ``"auto"``, ``"pallas_tpu"``, ``"chunked"`` or ``"reference"``.
+      impl: ``"auto"``, ``"pallas_tpu"``, ``"pallas_gpu"``, ``"chunked"`` or ``"reference"``.
       chunk_size: tokens per chunk of the chunked forms; ``None`` chooses.
 
     Returns:
@@ -71,6 +73,7 @@ def linear_attention(
         log_decay,
         state,
         checks.canonical_ids(segment_ids, num_segments),
+        dims=checks.matrix_recurrence_dims(log_decay, num_segments),
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         num_segments=num_segments,
         chunk_size=chunk_size,
@@ -80,24 +83,24 @@ def linear_attention(
 class NormalizedState(NamedTuple):
     """State of `normalized_linear_attention`."""
 
-    memory: Array  # [B,H,K,V] or [B,S,H,K,V]: decayed sum of k v^T
-    normalizer: Array  # [B,H,K] or [B,S,H,K]: decayed sum of k
+    memory: Float[Array, "B *S H K V"]  # decayed sum of k v^T
+    normalizer: Float[Array, "B *S H K"]  # decayed sum of k
 
 
 def normalized_linear_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array | None = None,
+    q: Float[Array, "B T Hk K"],
+    k: Float[Array, "B T Hk K"],
+    v: Float[Array, "B T H V"],
+    log_decay: Float[Array, "H"] | Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
     *,
     scale: float | None = None,
     state: NormalizedState | None = None,
-    segment_ids: Array | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
     num_segments: int | None = None,
     eps: float = 1e-10,
     impl: str = "auto",
     chunk_size: int | None = None,
-) -> tuple[Array, NormalizedState]:
+) -> tuple[Float[Array, "B T H V"], NormalizedState]:
     """Linear attention divided by the sum of its weights (arXiv 2006.16236): ``scale q S_t / (scale q z_t + eps)``.
 
     ``z_t`` is the (decayed) sum of keys; `q` and `k` should be positive. Computed as `linear_attention` over values

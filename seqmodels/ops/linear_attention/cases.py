@@ -54,7 +54,7 @@ class Case(cases.Case):
         return chunking.chunk_length(None, self.T)
 
 
-HEADLINE = tuple(  # B, T, H, D of the usual GPU comparison
+HEADLINE = tuple(  # B, T, H, D of the usual GPU comparison, and a long sequence
     (f"b{B}_t{T}_h{H}_d{D}", {"B": B, "T": T, "H": H, "K": D, "V": D, "large": True})
     for B, T, H, D in (
         (1, 8192, 96, 128),
@@ -63,6 +63,7 @@ HEADLINE = tuple(  # B, T, H, D of the usual GPU comparison
         (4, 4096, 64, 128),
         (8, 2048, 32, 256),
         (8, 1024, 8, 64),
+        (1, 65536, 16, 128),
     )
 )
 CPU = {"B": 1, "T": 4096, "H": 4, "K": 64, "V": 64, "large": True}

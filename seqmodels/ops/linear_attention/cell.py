@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from seqmodels.axes import Array
 from seqmodels.ops.linear_attention import chunked
 from seqmodels.ops.pallas.algebra import Marks, dot
+from seqmodels.ops.pallas.chip import Chip
 from seqmodels.ops.pallas.decay import ScalarDecay, VectorDecay
 
 
@@ -27,6 +28,7 @@ class LinearCell:
     scale: float
     dtype: Any  # of matrix operands: float32 or bfloat16
     decay: str  # "none", "scalar" or "vector"
+    chip: Chip
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -42,24 +44,32 @@ class LinearCell:
         log_decay = next(iter((*gate, *rows)), None)
         return chunked.run(q, k, v, log_decay, state, segment_ids, scale=self.scale, **options)
 
-    def _decay(self, columns: tuple[Array, ...], row: Array | None, marks: Marks) -> ScalarDecay | VectorDecay:
+    def _decay(self, columns: tuple[Array, ...], rows: tuple[Array, ...], marks: Marks) -> ScalarDecay | VectorDecay:
         if self.decay == "vector":
-            return VectorDecay(columns[3], marks, self.dtype)
-        return ScalarDecay(row, marks, self.dtype)
+            return VectorDecay(columns[3], marks, self.dtype, self.chip)
+        return ScalarDecay(next(iter(rows), None), marks, self.dtype)
 
-    def forward(self, marks: Marks, columns: tuple[Array, ...], row: Array | None, state: Array) -> tuple[Array, Array]:
+    def forward(
+        self, marks: Marks, columns: tuple[Array, ...], rows: tuple[Array, ...], state: Array
+    ) -> tuple[Array, Array]:
         """``out [C,V]`` and the next state ``[V,K]``."""
         q, k, v = columns[:3]
-        decay = self._decay(columns, row, marks)
+        decay = self._decay(columns, rows, marks)
         out = dot(decay.scores(q, k), v, "nn", self.dtype) + dot(q * decay.enter, state, "nt", self.dtype)
         return self.scale * out, decay.keep * state + dot(v, k * decay.leave, "tn", self.dtype)
 
     def backward(
-        self, marks: Marks, columns: tuple[Array, ...], row: Array | None, state: Array, d_out: Array, d_state: Array
-    ) -> tuple[tuple[Array, ...], Array | None, Array]:
-        """Gradients of the columns, of the row and of the incoming state, from those of `forward`'s results."""
+        self,
+        marks: Marks,
+        columns: tuple[Array, ...],
+        rows: tuple[Array, ...],
+        state: Array,
+        d_out: Array,
+        d_state: Array,
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+        """Gradients of the columns, of the rows and of the incoming state, from those of `forward`'s results."""
         q, k, v = columns[:3]
-        decay = self._decay(columns, row, marks)
+        decay = self._decay(columns, rows, marks)
         d_out, scores = self.scale * d_out, decay.scores(q, k)
         d_scores = jnp.where(marks.causal, dot(d_out, v, "nt", self.dtype), 0.0)
         dq, dk, pairs = decay.scores_gradient(d_scores, q, k, scores)
@@ -69,7 +79,7 @@ class LinearCell:
         d_before = decay.keep * d_state + dot(d_out, q * decay.enter, "tn", self.dtype)
         gradients = (dq + dq_enter, dk + dk_leave, dv)
         if self.decay == "none":
-            return gradients, None, d_before
+            return gradients, (), d_before
         d_keep = decay.keep * jnp.sum(state * d_state, axis=0, keepdims=True)
         d_decay = decay.gradient(pairs, q * dq_enter, k * dk_leave, d_keep)
-        return ((*gradients, d_decay), None, d_before) if self.decay == "vector" else (gradients, d_decay, d_before)
+        return ((*gradients, d_decay), (), d_before) if self.decay == "vector" else (gradients, (d_decay,), d_before)

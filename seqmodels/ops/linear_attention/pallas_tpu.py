@@ -5,6 +5,7 @@ from __future__ import annotations
 from seqmodels.axes import Array
 from seqmodels.ops.linear_attention.cell import LinearCell
 from seqmodels.ops.pallas import run as pallas_run
+from seqmodels.ops.pallas import tpu
 
 
 def supports(
@@ -20,7 +21,7 @@ def supports(
     chunk_size: int | None,
 ) -> str | None:
     """The reason for refusing a call, or ``None``."""
-    return pallas_run.refusal(q, k, v, chunk_size, log_decay)
+    return tpu.supports(q, k, v, log_decay, chunk_size)
 
 
 def run(
@@ -38,5 +39,5 @@ def run(
     """See `linear_attention`."""
     dtype = pallas_run.operand_dtype(q, k, v)
     columns, rows, kind = pallas_run.place_decay((q, k, v), log_decay)
-    cell = LinearCell(float(scale), dtype, kind)
-    return pallas_run.run(cell, columns, rows, state, segment_ids, num_segments, chunk_size)
+    cell = LinearCell(float(scale), dtype, kind, tpu.BACKEND.chip)
+    return pallas_run.run(tpu.BACKEND, cell, columns, rows, state, segment_ids, num_segments, chunk_size)

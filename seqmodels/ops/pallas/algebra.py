@@ -51,6 +51,11 @@ def iotas(size: int) -> tuple[Array, Array]:
     return jax.lax.broadcasted_iota(jnp.int32, shape, 0), jax.lax.broadcasted_iota(jnp.int32, shape, 1)
 
 
+def odd_rows(size: int, level: int) -> Array:
+    """Rows ``[C,1]`` that lie in an odd block of ``2**level``."""
+    return (jax.lax.broadcasted_iota(jnp.int32, (size, 1), 0) >> level) & 1 == 1
+
+
 def to_column(row: Array) -> Array:
     """``[1,C]`` -> ``[C,1]``."""
     i, j = iotas(row.shape[1])
@@ -74,7 +79,7 @@ class Marks(NamedTuple):
 
 
 def chunk_marks(row: Array | None, size: int) -> Marks:
-    """Masks of a chunk from its marks ``[1,C]`` (see `recurrence.document_marks`), or of a chunk without any."""
+    """Masks of a chunk from its marks ``[1,C]`` (see `marks.document_marks`), or of a chunk without any."""
     i, j = iotas(size)
     if row is None:
         return Marks(i >= j, None, None, None, None)
@@ -89,21 +94,14 @@ def where(mask: Array | None, x: Array) -> Array:
     return x if mask is None else jnp.where(mask, x, 0.0)
 
 
-def triangular_inverse(low: Array, dtype: jnp.dtype) -> Array:
-    """``(I + low)^-1`` for strictly lower-triangular ``low [C,C]``, C a power of two from 8; nothing leaves VMEM.
+def double_inverses(inverse: Array, low: Array, small: int, dtype: jnp.dtype) -> Array:
+    """``(I + low)^-1`` for strictly lower-triangular ``low [C,C]``, from `inverse`, that of its blocks of ``2**small``.
 
-    Diagonal blocks of 8 (the sublanes of a register) by substitution, then ``[[X, 0], [L, Y]]^-1 =
-    [[X, 0], [-Y L X, Y]]`` doubles them, for all blocks at once, until one is left.
+    ``[[X, 0], [L, Y]]^-1 = [[X, 0], [-Y L X, Y]]`` doubles the blocks, all at once, until one is left.
     """
-    size = low.shape[0]
-    i, j = iotas(size)
-    inverse = jnp.where(i == j, 1.0, 0.0)
-    for step in range(7):  # take row `step` of every block out of the rows below it
-        factor = jnp.sum(jnp.where((j == (i & -8) + step) & ((i & 7) > step), low, 0.0), axis=1, keepdims=True)
-        rows = inverse.reshape(size // 8, 8, size)[:, step : step + 1]
-        inverse = inverse - factor * jnp.broadcast_to(rows, (size // 8, 8, size)).reshape(size, size)
+    i, j = iotas(low.shape[0])
     product = dot_halves if dtype == jnp.bfloat16 else lambda a, b: dot(a, b, "nn", jnp.float32)
-    for level in range(3, size.bit_length() - 1):
+    for level in range(small, low.shape[0].bit_length() - 1):
         corner = jnp.where((i > j) & (((i ^ j) >> level) == 1), low, 0.0)
         inverse = inverse - product(inverse, product(corner, inverse))
     return inverse

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from seqmodels.axes import Array
 from seqmodels.ops.pallas import halving
 from seqmodels.ops.pallas.algebra import FLOOR, Marks, dot, dot_bits, iotas, where
+from seqmodels.ops.pallas.chip import Chip
 
 
 class ScalarDecay:
@@ -70,9 +71,9 @@ class ScalarDecay:
 class VectorDecay:
     """From the log-decays ``[C,K]`` of a chunk, see `halving`."""
 
-    def __init__(self, log_decay: Array, marks: Marks, dtype: jnp.dtype):
-        self.dtype, self.causal = dtype, marks.causal
-        self.halved = halving.halve(log_decay)
+    def __init__(self, log_decay: Array, marks: Marks, dtype: jnp.dtype, chip: Chip):
+        self.dtype, self.causal, self.chip = dtype, marks.causal, chip
+        self.halved = halving.halve(log_decay, chip)
         self.enter = where(marks.enter, self.halved.enter)
         self.leave = where(marks.leave, self.halved.leave)
         self.keep = where(marks.keep, self.halved.keep)
@@ -85,4 +86,4 @@ class VectorDecay:
 
     def gradient(self, pairs: Any, enter: Array, leave: Array, keep: Array) -> Array:
         """``[C,K]``."""
-        return halving.halve_gradient(pairs, enter, leave, keep)
+        return halving.halve_gradient(pairs, enter, leave, keep, self.chip)

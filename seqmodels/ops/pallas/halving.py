@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
 
 from seqmodels.axes import Array
-from seqmodels.ops.pallas.algebra import FLOOR, dot, iotas
+from seqmodels.ops.pallas.algebra import FLOOR, dot, iotas, odd_rows
+from seqmodels.ops.pallas.chip import Chip
 
 
 class Halved(NamedTuple):
@@ -27,39 +27,29 @@ class Halved(NamedTuple):
     keep: Array  # [1,K]: the whole chunk
 
 
-def _odd(size: int, level: int) -> Array:
-    """Rows ``[C,1]`` that lie in an odd block of the level."""
-    return (jax.lax.broadcasted_iota(jnp.int32, (size, 1), 0) >> level) & 1 == 1
-
-
-def _swap(x: Array, level: int) -> Array:
-    """Exchange the two blocks of every pair of blocks: row i comes from row ``i ^ 2**level``."""
-    size, block = x.shape[0], 1 << level
-    down = pltpu.roll(x, block, 0)
-    return down if 2 * block == size else jnp.where(_odd(size, level), down, pltpu.roll(x, size - block, 0))
-
-
-def halve(log_decay: Array) -> Halved:
+def halve(log_decay: Array, chip: Chip) -> Halved:
     """Sums of ``log_decay [C,K]`` (C a power of two) to the borders of every level, exponentiated."""
     upto = total = jnp.maximum(log_decay, FLOOR)  # within the token's block: up to the token, all of it
     after = jnp.zeros_like(upto)  # within the block, after the token
     size, levels = upto.shape[0], []
     for level in range(size.bit_length() - 1):
-        odd, other = _odd(size, level), _swap(total, level)
+        odd, other = odd_rows(size, level), chip.swap(total, level)
         levels.append(jnp.exp(jnp.where(odd, upto, after)))
         upto, after, total = upto + jnp.where(odd, other, 0.0), after + jnp.where(odd, 0.0, other), total + other
-    return Halved(tuple(levels), jnp.exp(upto), jnp.exp(after), jnp.exp(total[:1]))
+    return Halved(
+        tuple(levels), jnp.exp(upto), jnp.exp(after), jnp.exp(jnp.max(total, axis=0, keepdims=True))
+    )  # equal rows
 
 
-def halve_gradient(levels: list[Array], enter: Array, leave: Array, keep: Array) -> Array:
+def halve_gradient(levels: list[Array], enter: Array, leave: Array, keep: Array, chip: Chip) -> Array:
     """Gradient of the log-decays from the gradients of the exponents of `Halved` (the transpose of `halve`)."""
     size = enter.shape[0]
     upto, after = enter, leave
     first = jax.lax.broadcasted_iota(jnp.int32, (size, 1), 0) == 0
     total = jnp.where(first, jnp.broadcast_to(keep, enter.shape), 0.0)
     for level in reversed(range(len(levels))):
-        odd, mine = _odd(size, level), levels[level]
-        total = total + _swap(total + jnp.where(odd, upto, after), level)
+        odd, mine = odd_rows(size, level), levels[level]
+        total = total + chip.swap(total + jnp.where(odd, upto, after), level)
         upto, after = upto + jnp.where(odd, mine, 0.0), after + jnp.where(odd, 0.0, mine)
     return upto + total
 

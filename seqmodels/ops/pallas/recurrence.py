@@ -4,9 +4,9 @@ The grid visits the chunks of a sequence in order (backwards in the backward pas
 scratch. What happens on a chunk of a head is the op's *cell* (see ``linear_attention/cell.py``):
 
 * ``kinds``: for every column input ``"key"``, ``"value"`` or ``"gate"`` (K columns per value head);
-* ``rows``: how many numbers per token and value head there are, the ``row [rows,C]`` (``None`` for 0);
-* ``forward(marks, columns, row, state) -> (out, state)``;
-* ``backward(marks, columns, row, state, d_out, d_state) -> (d_columns, d_row, d_state)``.
+* ``rows``: how many numbers per token and value head there are, each a ``[1,C]``;
+* ``forward(marks, columns, rows, state) -> (out, state)``;
+* ``backward(marks, columns, rows, state, d_out, d_state) -> (d_columns, d_rows, d_state)``.
 
 The forward pass can save the state before every chunk, all that the backward pass needs beside the inputs.
 """
@@ -23,8 +23,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from seqmodels.axes import Array
+from seqmodels.ops.dispatch import Interpretation
 from seqmodels.ops.pallas.algebra import chunk_marks, where
 from seqmodels.ops.pallas.layout import Layout
+from seqmodels.ops.pallas.run import like
 
 
 class Operands(NamedTuple):
@@ -46,21 +48,15 @@ class _Position(NamedTuple):
     group: Any  # index of the block of value heads
 
 
-def same_axes(tree: Any) -> Any:
-    """Inside a `jax.shard_map`: mark all arrays as varying over every mesh axis over which one of them varies."""
-    axes = lambda x: jax.typeof(x).manual_axis_type.varying  # noqa: E731
-    union = frozenset().union(*map(axes, jax.tree.leaves(tree)))
-    cast = lambda x: jax.lax.pcast(x, tuple(union - axes(x)), to="varying") if union - axes(x) else x  # noqa: E731
-    return jax.tree.map(cast, tree)
-
-
-def forward(layout: Layout, cell: Any, operands: Operands, save: bool, interpret: bool) -> tuple[Array, Array, Any]:
+def forward(
+    layout: Layout, cell: Any, operands: Operands, save: bool, interpret: Interpretation | None
+) -> tuple[Array, Array, Any]:
     """``(out [B,T,H*V], state, states before every chunk or None)``."""
     specs = _Specs(layout, reverse=False)
-    outs = [(specs.columns("value"), _like(operands.columns[2])), (specs.state, _like(operands.state))]
+    outs = [(specs.columns("value"), like(operands.columns[2])), (specs.state, like(operands.state))]
     if save:
         states = (layout.B, layout.chunks, layout.H // layout.heads, layout.V, layout.heads * layout.K)
-        outs.append((specs.chunk_state, _like(operands.state, states)))
+        outs.append((specs.chunk_state, like(operands.state, states)))
     out, state, *states = _call(
         functools.partial(_forward_kernel, layout, cell),
         specs,
@@ -77,13 +73,13 @@ def forward(layout: Layout, cell: Any, operands: Operands, save: bool, interpret
 
 
 def backward(
-    layout: Layout, cell: Any, operands: Operands, states: Array, d_out: Array, interpret: bool
+    layout: Layout, cell: Any, operands: Operands, states: Array, d_out: Array, interpret: Interpretation | None
 ) -> tuple[tuple[Array, ...], Array | None, Array]:
     """Gradients of the columns, the rows and the incoming state; ``operands.state`` is that of the outgoing state."""
     specs = _Specs(layout, reverse=True)
-    outs = [(specs.columns(kind), _like(x)) for kind, x in zip(cell.kinds, operands.columns)]
-    outs += [] if operands.rows is None else [(specs.rows(cell.rows), _like(operands.rows))]
-    outs += [(specs.state, _like(operands.state))]
+    outs = [(specs.columns(kind), like(x)) for kind, x in zip(cell.kinds, operands.columns)]
+    outs += [] if operands.rows is None else [(specs.rows(cell.rows), like(operands.rows))]
+    outs += [(specs.state, like(operands.state))]
     shared = [pltpu.VMEM((layout.C, layout.keys * layout.K), jnp.float32) for kind in cell.kinds if kind == "key"]
     results = _call(
         functools.partial(_backward_kernel, layout, cell),
@@ -99,12 +95,6 @@ def backward(
     )
     count = len(cell.kinds)
     return tuple(results[:count]), None if operands.rows is None else results[count], results[-1]
-
-
-def _like(x: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
-    """The dtype of an operand and the mesh axes that it varies over, with another shape if given."""
-    axes = jax.typeof(x).manual_axis_type
-    return jax.ShapeDtypeStruct(shape or x.shape, x.dtype, manual_axis_type=axes)
 
 
 def _state_scratch(layout: Layout) -> Any:
@@ -165,7 +155,7 @@ def _call(
     extra: list[tuple[pl.BlockSpec, Array]],
     outs: list[tuple[pl.BlockSpec, jax.ShapeDtypeStruct]],
     scratch: list[Any],
-    interpret: bool,
+    interpret: Interpretation | None,
     state_out: int,
     name: str,
 ) -> Sequence[Array]:
@@ -195,9 +185,13 @@ def _call(
         # States that no chunk visits must come out as they went in.
         input_output_aliases={len(prefetch) + len(inputs) - 1: state_out} if prefetch else {},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
-        interpret=pltpu.InterpretParams(detect_races=True) if interpret else False,
+        interpret=_interpreter(interpret),
         name=name,
     )(*prefetch, *[x for _, x in inputs])
+
+
+def _interpreter(how: Interpretation | None) -> Any:
+    return pltpu.InterpretParams(detect_races=True) if how and how.races else how is not None
 
 
 def _position(specs: _Specs, route: Any) -> _Position:
@@ -238,12 +232,11 @@ class _Inputs:
     def head_columns(self, head: int) -> tuple[Array, ...]:
         return tuple(self.column(ref, kind, head) for ref, kind in zip(self.columns, self.kinds))
 
-    def head_row(self, head: int) -> Array | None:
-        """Numbers per token ``[R,C]`` of a value head."""
-        return None if self.rows is None else self.mask_row(self.rows[0, head, 0])
-
-    def mask_row(self, row: Array) -> Array:
-        return row if self.real is None else jnp.where(jnp.broadcast_to(self.real, row.shape), row, 0.0)
+    def head_rows(self, head: int) -> tuple[Array, ...]:
+        """Numbers per token of a value head, ``[1,C]`` each."""
+        if self.rows is None:
+            return ()
+        return tuple(where(self.real, self.rows[0, head, 0, r : r + 1]) for r in range(self.rows.shape[3]))
 
     def store(self, ref: Any, kind: str, at: int, value: Array) -> None:
         """Write the columns of one head (of a key head for ``"key"``), padding set to 0."""
@@ -266,7 +259,7 @@ def _forward_kernel(layout: Layout, cell: Any, position: _Position, *refs: Any) 
         for head in range(layout.heads):
             at = slice(head * layout.K, (head + 1) * layout.K)
             result, after = cell.forward(
-                inputs.marks, inputs.head_columns(head), inputs.head_row(head), held[group, :, at]
+                inputs.marks, inputs.head_columns(head), inputs.head_rows(head), held[group, :, at]
             )
             held[group, :, at] = after
             inputs.store(out, "value", head, result)
@@ -294,17 +287,17 @@ def _backward_kernel(layout: Layout, cell: Any, position: _Position, *refs: Any)
         sums = _KeySums(layout, cell.kinds)
         for head in range(layout.heads):
             at = slice(head * layout.K, (head + 1) * layout.K)
-            gradients, d_row, before = cell.backward(
+            gradients, d_head_rows, before = cell.backward(
                 inputs.marks,
                 inputs.head_columns(head),
-                inputs.head_row(head),
+                inputs.head_rows(head),
                 states[0, 0, 0, :, at],
                 inputs.column(d_out, "value", head),
                 held[group, :, at],
             )
             held[group, :, at] = before
-            if d_rows is not None:
-                d_rows[0, head, 0] = inputs.mask_row(d_row)
+            for r, d_row in enumerate(d_head_rows):
+                d_rows[0, head, 0, r : r + 1] = where(inputs.real, d_row)
             for index, (kind, gradient) in enumerate(zip(cell.kinds, gradients)):
                 if kind == "key":
                     sums.add(index, head, gradient)

@@ -1,8 +1,9 @@
-"""From the arguments of an op to the kernels and back: layout, regrouping by segment, gradients, refusals."""
+"""From the arguments of an op to the kernels of a backend and back: regrouping by segment, gradients, refusals."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -10,20 +11,37 @@ import jax.numpy as jnp
 
 from seqmodels.axes import Array
 from seqmodels.ops import dispatch, segments
-from seqmodels.ops.pallas import recurrence
-from seqmodels.ops.pallas.layout import Layout, chunk_length, chunk_routes, document_marks, head_blocks
-from seqmodels.ops.pallas.recurrence import Operands
+from seqmodels.ops.dispatch import Interpretation
+from seqmodels.ops.pallas.chip import Chip
+from seqmodels.ops.pallas.marks import chunk_routes
 
-VMEM_BYTES = 12 * 2**20  # of the 16 MiB that the smallest supported core (v4) has; the rest is the compiler's
+
+class Tokens(NamedTuple):
+    """A call's arrays in the order in which the kernels walk them, P tokens long."""
+
+    columns: tuple[Array, ...]  # [B,P,heads,size]
+    rows: tuple[Array, ...]  # [B,P,H]
+    ids: Array | None  # [B,P] int32: documents and padding
+    route: Array | None  # [B*P/C] int32, see `marks.chunk_routes`
+
+
+class Backend(NamedTuple):
+    """The kernels of one kind of accelerator. States are ``[B,S,H,K,V]`` float32."""
+
+    chip: Chip
+    chunk_length: Callable[..., int]  # (columns, chunk_size or None) -> C
+    forward: Callable[..., Any]  # (call, C, tokens, state, save) -> out, state, states before every chunk
+    backward: Callable[..., Any]  # (call, C, tokens, states, d_out, d_state) -> d_columns, d_rows, d_state
 
 
 class Call(NamedTuple):
     """What is static about a call."""
 
+    backend: Backend
     cell: Any  # see `recurrence`
     num_segments: int | None
     chunk_size: int | None
-    interpret: bool
+    interpret: Interpretation | None
 
 
 def operand_dtype(*arrays: Array) -> Any:
@@ -42,29 +60,22 @@ def place_decay(
     return columns, (jnp.broadcast_to(log_decay, columns[2].shape[:3]),), "scalar"
 
 
-def refusal(q: Array, k: Array, v: Array, chunk_size: int | None, log_decay: Array | None) -> str | None:
-    """Why the kernels cannot take a call, or ``None``."""
-    gates = log_decay is not None and log_decay.ndim == 4
+def refusal(q: Array, k: Array, v: Array, chunk_size: int | None) -> str | None:
+    """Why no kernel at all can take a call, or ``None``."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in (jnp.float32, jnp.bfloat16):
-            return f"{name} has dtype {x.dtype}, a TPU kernel takes float32 and bfloat16"
+            return f"{name} has dtype {x.dtype}, a kernel takes float32 and bfloat16"
         if x.size == 0:
-            return f"{name} has shape {x.shape}, a TPU kernel takes no empty axis"
+            return f"{name} has shape {x.shape}, a kernel takes no empty axis"
     if chunk_size is not None and (chunk_size < 16 or chunk_size & (chunk_size - 1)):
-        return f"chunk_size={chunk_size}, a TPU kernel takes powers of two from 16"
+        return f"chunk_size={chunk_size}, a kernel takes powers of two from 16"
     if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        return "64-bit mode (jax_enable_x64) is on, a TPU kernel takes 32-bit indices"
-    layout = _layout(q, v, chunk_size, 1, gates, masked=True)
-    need = layout.vmem_bytes(gates)
-    if need > VMEM_BYTES:
-        return (
-            f"blocks of {layout.heads} heads with K={layout.K}, V={layout.V} and {layout.C} tokens need about "
-            f"{need / 2**20:.0f} MiB of vector memory, the kernel allows {VMEM_BYTES >> 20}"
-        )
+        return "64-bit mode (jax_enable_x64) is on, a kernel takes 32-bit indices"
     return None
 
 
 def run(
+    backend: Backend,
     cell: Any,
     columns: tuple[Array, ...],
     rows: tuple[Array, ...],
@@ -76,6 +87,7 @@ def run(
     """``(out, state)`` of the recurrence that `cell` defines.
 
     Args:
+      backend: whose kernels to run.
       cell: see `recurrence`.
       columns: ``q, k [B,T,Hk,K]``, ``v [B,T,H,V]``, then what else the cell's kinds name, ``[B,T,H,K]``.
       rows: arrays ``[B,T,H]`` of numbers per token and value head.
@@ -84,74 +96,63 @@ def run(
       num_segments: S or ``None``.
       chunk_size: a power of two, or ``None`` for the default.
     """
-    inputs = recurrence.same_axes((columns, rows, state, segment_ids))
-    return _kernel(Call(cell, num_segments, chunk_size, dispatch.interpreting()), *inputs)
+    inputs = same_axes((columns, rows, state, segment_ids))
+    return _kernel(Call(backend, cell, num_segments, chunk_size, dispatch.interpretation()), *inputs)
 
 
-def _layout(q: Array, v: Array, chunk_size: int | None, slots: int, gates: bool, masked: bool) -> Layout:
-    B, T, Hk, K = q.shape
-    H, V = v.shape[2:]
-    keys, heads = head_blocks(Hk, H, K, V, gates)
-    C = chunk_length(T, chunk_size or (256 if max(K, V) > 128 and not gates else 128))
-    return Layout(B, T, Hk, H, K, V, C, slots, keys, heads, masked or T % C != 0)
+def same_axes(tree: Any) -> Any:
+    """Inside a `jax.shard_map`: mark all arrays as varying over every mesh axis over which one of them varies."""
+    axes = lambda x: jax.typeof(x).manual_axis_type.varying  # noqa: E731
+    union = frozenset().union(*map(axes, jax.tree.leaves(tree)))
+    cast = lambda x: jax.lax.pcast(x, tuple(union - axes(x)), to="varying") if union - axes(x) else x  # noqa: E731
+    return jax.tree.map(cast, tree)
 
 
-class _Packed(NamedTuple):
-    """A call's arrays as the kernels want them."""
+def like(x: Any, shape: tuple[int, ...] | None = None, dtype: Any = None) -> jax.ShapeDtypeStruct:
+    """The mesh axes that an operand varies over, and its shape and dtype unless others are given."""
+    axes = jax.typeof(x).manual_axis_type
+    return jax.ShapeDtypeStruct(shape or x.shape, dtype or x.dtype, manual_axis_type=axes)
 
-    layout: Layout
-    operands: Operands
+
+class _Order(NamedTuple):
+    """The order of tokens in a call's kernels."""
+
+    C: int
+    tokens: Tokens
     regrouped: segments.Regrouped | None
 
     def gather(self, x: Array) -> Array:
-        """``[B,T,heads,size]`` -> columns in the kernel's order of tokens."""
-        return self.layout.merge(x if self.regrouped is None else self.regrouped.gather(x))
+        """``[B,T,...]`` in the kernels' order."""
+        return x if self.regrouped is None else self.regrouped.gather(x)
 
-    def scatter(self, columns: Array, like: Array) -> Array:
-        """The inverse of `gather`, shaped like `like`."""
-        x = columns.reshape(*columns.shape[:2], *like.shape[2:])
-        return x if self.regrouped is None else self.regrouped.scatter(x)
+    def scatter(self, tree: Any) -> Any:
+        """The inverse of `gather`, for every array of `tree`."""
+        return tree if self.regrouped is None else jax.tree.map(self.regrouped.scatter, tree)
 
-    def scatter_rows(self, packed: Array | None, rows: tuple[Array, ...]) -> tuple[Array, ...]:
-        """Gradients of the rows, each ``[B,T,H]``."""
-        if packed is None:
-            return ()
-        unpacked = self.layout.unpack_rows(packed)
-        unpacked = unpacked if self.regrouped is None else tuple(self.regrouped.scatter(x) for x in unpacked)
-        return tuple(x.astype(row.dtype) for x, row in zip(unpacked, rows))
+    def states(self, state: Array) -> Array:
+        """With an axis of segments, of size 1 if there are none."""
+        return state[:, None] if self.regrouped is None else state
 
-    def unpack_state(self, packed: Array) -> Array:
-        state = self.layout.unpack_state(packed)
-        return state[:, 0] if self.regrouped is None else state
+    def state(self, states: Array) -> Array:
+        """The inverse of `states`."""
+        return states[:, 0] if self.regrouped is None else states
 
 
-def _pack(call: Call, columns: tuple[Array, ...], rows: tuple[Array, ...], state: Array, ids: Array | None) -> _Packed:
-    gates = "gate" in call.cell.kinds
-    route = regrouped = None
-    if call.num_segments is not None:
-        assert ids is not None  # checked by the op
-        C = _layout(columns[0], columns[2], call.chunk_size, 1, gates, masked=True).C
-        regrouped = segments.regroup(ids, call.num_segments, C)
-        route, ids = chunk_routes(regrouped, call.num_segments), regrouped.ids
-        columns, rows = (tuple(regrouped.gather(x) for x in group) for group in (columns, rows))
-        layout = _layout(columns[0], columns[2], C, call.num_segments, gates, masked=True)
-    else:
-        layout = _layout(columns[0], columns[2], call.chunk_size, 1, gates, masked=ids is not None)
-        state = state[:, None]
-    operands = Operands(
-        tuple(layout.merge(x) for x in columns),
-        layout.pack_rows(*rows) if rows else None,
-        document_marks(layout, ids) if layout.masked else None,
-        route,
-        layout.pack_state(state),
-    )
-    return _Packed(layout, recurrence.same_axes(operands), regrouped)
+def _order(call: Call, columns: tuple[Array, ...], rows: tuple[Array, ...], ids: Array | None) -> _Order:
+    C = call.backend.chunk_length(columns, call.chunk_size)
+    if call.num_segments is None:
+        return _Order(C, Tokens(columns, rows, ids, None), None)
+    assert ids is not None  # checked by the op
+    regrouped = segments.regroup(ids, call.num_segments, C)
+    columns, rows = (tuple(regrouped.gather(x) for x in group) for group in (columns, rows))
+    route = chunk_routes(regrouped, call.num_segments)
+    return _Order(C, same_axes(Tokens(columns, rows, regrouped.ids, route)), regrouped)
 
 
 def _forward(call, columns, rows, state, ids, save):
-    packed = _pack(call, columns, rows, state, ids)
-    out, after, states = recurrence.forward(packed.layout, call.cell, packed.operands, save, call.interpret)
-    return (packed.scatter(out, columns[2]), packed.unpack_state(after)), states
+    order = _order(call, columns, rows, ids)
+    out, after, states = call.backend.forward(call, order.C, order.tokens, order.states(state), save)
+    return (order.scatter(out), order.state(after)), states
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -194,15 +195,11 @@ _saving.defvjp(_saving_fwd, _saving_bwd)
 def _gradients(call, columns, rows, state, cotangents, states, ids):
     """Gradients of columns, rows and state by the backward kernel, from the saved `states` before every chunk."""
     d_out, d_after = cotangents
-    packed = _pack(call, columns, rows, d_after, ids)
-    d_columns, d_rows, d_state = recurrence.backward(
-        packed.layout, call.cell, packed.operands, states, packed.gather(d_out), call.interpret
+    order = _order(call, columns, rows, ids)
+    d_columns, d_rows, d_state = call.backend.backward(
+        call, order.C, order.tokens, states, order.gather(d_out), order.states(d_after)
     )
-    return (
-        tuple(packed.scatter(d, x) for d, x in zip(d_columns, columns)),
-        packed.scatter_rows(d_rows, rows),
-        packed.unpack_state(d_state),
-    )
+    return order.scatter(d_columns), order.scatter(d_rows), order.state(d_state)
 
 
 def _gradients_fwd(call, columns, rows, state, cotangents, states, ids):
