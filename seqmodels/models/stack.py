@@ -124,7 +124,7 @@ class Stack(nn.Module):
         """`Period` scanned over its repetitions; ``scan=False`` unrolls the loop but keeps the same parameters."""
         scanned = nn.scan(
             Period,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},  # the second only while `train.diagnose` looks for NaN
             split_rngs={"params": True},
             in_axes=cast(Any, (0, 0, nn.broadcast)),  # flax annotates an int, and documents a tree
             out_axes=0,

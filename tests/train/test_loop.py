@@ -128,9 +128,13 @@ def test_the_first_bad_tensor_is_named(model_and_batch):
         )
 
     up = "params/backbone/stack/periods/block_0/mlp/up_proj/kernel"
-    assert first_bad(model, change(up, jnp.inf, (1, 0, 0)), batch, Loss()) == f"parameter {up}[1]"
+    assert first_bad(model, change(up, jnp.nan, (1, 0, 0)), batch, Loss()) == f"parameter {up}[1]"
     huge = change("params/backbone/final_norm/scale", 3e38, slice(None))
     assert first_bad(model, huge, batch, Loss()).startswith("activation backbone/final_norm")
+    module = "backbone/stack/periods/block_0/mlp"
+    assert first_bad(model, change(up, 3e38, (1,)), batch, Loss()) == f"activation {module}/up_proj[1]"
+    below = change(up, 3e38, (0,))  # then all of layer 1 is bad, its mixer too
+    assert first_bad(model, below, batch, Loss()) == f"activation {module}/up_proj[0]"
     high = {**batch, "targets": batch["targets"].at[0, 0].set(99), "loss_mask": batch["loss_mask"].at[0, 0].set(1.0)}
     assert first_bad(model, params, high, Loss()) == "the loss"  # a target out of range gives NaN
 
