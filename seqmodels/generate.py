@@ -23,6 +23,7 @@ from seqmodels.axes import Array
 from seqmodels.errors import UserError
 from seqmodels.models.lm import LanguageModel
 from seqmodels.sampling import GREEDY, SamplingConfig, sample
+from seqmodels.sharding import to_host
 
 if TYPE_CHECKING:
     from seqmodels.data.base import Tokenizer
@@ -83,6 +84,12 @@ def decode(
     return state, tokens.T
 
 
+@functools.partial(jax.jit, static_argnames="rows")
+def row_keys(seed: Array, rows: int) -> Array:
+    """One random key per row, made of `seed` and its number."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(rows))
+
+
 def stream(
     model: LanguageModel,
     params: Any,
@@ -114,15 +121,15 @@ def stream(
         bad = tokens.max() if tokens.max() >= model.cfg.vocab_size else tokens.min()
         raise UserError(f"prompt holds token id {bad}, but model.vocab_size={model.cfg.vocab_size}; fix the tokenizer")
     calls = -(-max_new_tokens // CHUNK)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(len(prompts)))
+    keys = row_keys(seed, len(prompts))
     state = prefill(model, params, tokens[:, :-1], segment_ids[:, :-1], tokens.shape[1] + calls * CHUNK)
-    token = jnp.asarray(tokens[:, -1])
+    token: Any = tokens[:, -1]
     for call in range(calls):
-        first = jnp.int32(call * CHUNK)
+        first = np.int32(call * CHUNK)
         size = model.cfg.vocab_size if vocab_size is None else vocab_size
         state, made = decode(model, params, state, token, keys, first, sampling, size, CHUNK)
         token = made[:, -1]
-        yield np.asarray(made)[:, : max_new_tokens - call * CHUNK]
+        yield to_host(made)[:, : max_new_tokens - call * CHUNK]
 
 
 def generate(

@@ -166,10 +166,10 @@ class Trainer:
         self.progress.say(f"held out at step {self.step}: {summary(metrics)}")
 
     def sample(self) -> None:
-        """A sample to the terminal and to ``samples/STEP.txt``."""
+        """A sample to the terminal and to ``samples/STEP.txt``; every process takes part, the first one writes."""
         seed = seed_of(self.state.rng, self.step)
         text = sample_text(self.session.model, self.state.params, self.session.experiment.data, self.cfg, seed)
-        if text is None:
+        if text is None or jax.process_index() != 0:
             return
         self.run_dir.samples.mkdir(exist_ok=True)
         (self.run_dir.samples / f"{self.step}.txt").write_text(text)

@@ -16,9 +16,9 @@ from seqmodels.train.experiment import TrainConfig
 
 
 def sample_text(model: LanguageModel, params: Any, data: Dataset, cfg: TrainConfig, seed: int) -> str | None:
-    """Prompt and continuation; ``None`` when tokens are not text, or parameters are spread over several processes."""
+    """Prompt and continuation, or ``None`` when tokens are not text. All processes must make this call."""
     tokenizer = data.tokenizer
-    if tokenizer is None or jax.process_count() > 1:
+    if tokenizer is None:
         return None
     prompt = cfg.sample_prompt or ("" if tokenizer.bos_id is not None else "\n")
     made = generate_text(

@@ -4,15 +4,18 @@ import dataclasses
 import shutil
 import socket
 
+import jax
 import numpy as np
 import pytest
 
+from seqmodels.runs import load_run
 from seqmodels.sharding import MeshConfig
 from seqmodels.train.checkpoint import saved_steps
 from seqmodels.train.loop import fit
 from seqmodels.train.metrics import read_metrics
+from seqmodels.train.samples import sample_text, seed_of
 from tests.train.conftest import cache, own_cache  # noqa: F401  (fixtures)
-from tests.train.tiny import HYBRID, finish, start_child, tiny_experiment, tiny_model
+from tests.train.tiny import HYBRID, Counting, finish, start_child, tiny_experiment, tiny_model
 
 EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
 
@@ -40,6 +43,16 @@ def two_processes(run_dir, cache_dir, *arguments):
     return [finish(child) for child in started]
 
 
+def check_sample(run_dir, step):
+    """The sample that several processes wrote is what one process makes of their checkpoint."""
+    run = load_run(run_dir, step)
+    written = (run_dir / "samples" / f"{step}.txt").read_text()
+    cfg = run.experiment.train
+    seed = seed_of(jax.random.key_data(jax.random.split(jax.random.key(cfg.seed))[1]), step)
+    assert len(written) == 23 and written.startswith("ABC")
+    assert written == sample_text(run.model, run.params, run.experiment.data, cfg, seed)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_losses_agree(tmp_path, cache):  # noqa: F811
@@ -51,9 +64,9 @@ def test_losses_agree(tmp_path, cache):  # noqa: F811
         ("eight", dataclasses.replace(longer, mesh=EIGHT)),
     ):
         fit(experiment, tmp_path / name)
-    outputs = two_processes(
-        tmp_path / "two", cache, "--train.steps", "16", "--train.eval-every", "-1", "--checkpoint.keep-last", "9"
-    )
+    changes = "--train.steps 16 --train.eval-every -1 --checkpoint.keep-last 9"
+    samples = "--data.letters True --train.sample-every 0 --train.sample-prompt ABC --train.sample-tokens 20"
+    outputs = two_processes(tmp_path / "two", cache, *changes.split(), *samples.split())
     assert "step 16/16" in outputs[0][0] and "step" not in outputs[1][0]  # only the first process reports
     assert saved_steps(tmp_path / "two" / "checkpoints") == [4, 8, 12, 16]
 
@@ -62,8 +75,9 @@ def test_losses_agree(tmp_path, cache):  # noqa: F811
     for name in ("eight", "two"):
         np.testing.assert_allclose(losses(tmp_path / name), expected, rtol=5e-5, err_msg=name)
 
+    check_sample(tmp_path / "two", 16)
     for step in (12, 16):
         shutil.rmtree(tmp_path / "two" / "checkpoints" / str(step))
-    result = fit(longer, tmp_path / "two", resume=True)
+    result = fit(dataclasses.replace(longer, data=Counting(letters=True)), tmp_path / "two", resume=True)
     assert result.step == 16
     np.testing.assert_allclose(losses(tmp_path / "two"), expected, rtol=5e-5)

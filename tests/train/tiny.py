@@ -24,6 +24,25 @@ from seqmodels.train.experiment import CheckpointConfig, Experiment, LogConfig, 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+class Letters:
+    """Token i is the i-th character from A on."""
+
+    vocab_size = 31
+    bos_id: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - ord("A") for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(ord("A") + i) for i in ids)
+
+    def document(self, text: str) -> np.ndarray:
+        return np.array(self.encode(text), np.int32)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counting(RandomAccessDataset):
     """Rows count upwards from a random number, modulo 31; some positions carry no loss; there are two slices."""
@@ -33,10 +52,16 @@ class Counting(RandomAccessDataset):
     """The loss mask of this row is NaN."""
     delay: float = 0.0
     """Seconds that a row takes."""
+    letters: bool = False
+    """Tokens are text."""
 
     @property
     def vocab_size(self) -> int:
         return 31
+
+    @property
+    def tokenizer(self) -> Letters | None:
+        return Letters() if self.letters else None
 
     @property
     def slice_names(self) -> tuple[str, ...]:
