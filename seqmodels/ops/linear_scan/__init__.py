@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Inexact, Int
 
 from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.ops import checks
@@ -13,15 +14,15 @@ IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implemen
 
 
 def linear_scan(
-    a: Array,
-    b: Array,
+    a: Inexact[Array, "..."],
+    b: Inexact[Array, "B T *D"],
     *,
-    state: Array | None = None,
-    segment_ids: Array | None = None,
+    state: Inexact[Array, "B *D"] | Inexact[Array, "B S *D"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
     num_segments: int | None = None,
     impl: str = "auto",
     chunk_size: int | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Inexact[Array, "B T *D"], Inexact[Array, "B *D"] | Inexact[Array, "B S *D"]]:
     """``h_t = a_t * h_{t-1} + b_t``, elementwise, real or complex.
 
     HGRN (arXiv:2311.04823), RG-LRU (arXiv:2402.19427), S5 (arXiv:2208.04933) and the recurrent mode of S4D
@@ -32,7 +33,7 @@ def linear_scan(
       b: ``[B,T,...]``.
       state: ``[B,...]``, ``[B,S,...]`` with `num_segments`; ``None`` means zeros.
       segment_ids: ``[B,T]`` int32, 0 is padding; see ``docs/design.md``.
-      num_segments: ``S``; every segment continues from, and returns, its own state.
+      num_segments: ``S``; ids lie in ``1..S`` (others are padding); each continues from, and returns, its own state.
       impl: an implementation's name, or ``"auto"``.
       chunk_size: tokens per block of the chunked form, which bounds its temporaries; ``None``: no blocks.
 
@@ -58,7 +59,7 @@ def linear_scan(
         a,
         b.astype(dtype),
         state,
-        segment_ids,
+        checks.canonical_ids(segment_ids, num_segments),
         num_segments=num_segments,
         chunk_size=chunk_size,
     )

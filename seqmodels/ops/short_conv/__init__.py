@@ -38,7 +38,7 @@ def short_conv(
       state: ``[B,W-1,D]``, the last ``W-1`` real inputs, oldest first; ``[B,S,W-1,D]`` with `num_segments`. ``None``
         means zeros.
       segment_ids: ``[B,T]`` int32, 0 is padding; see ``docs/design.md``.
-      num_segments: ``S``; every segment continues from, and returns, its own state.
+      num_segments: ``S``; ids lie in ``1..S`` (others are padding); each continues from, and returns, its own state.
       resets: ``[B,T]`` bool, with `num_segments` only: the token's segment forgets what came before it (packed
         documents inside segments).
       impl: an implementation's name, or ``"auto"``.
@@ -62,7 +62,7 @@ def short_conv(
         weight.astype(dtype),
         None if bias is None else bias.astype(dtype),
         state,
-        segment_ids,
+        checks.canonical_ids(segment_ids, num_segments),
         resets,
         activation=activation,
         num_segments=num_segments,
