@@ -1,4 +1,4 @@
-"""Test-wide settings: eight CPU devices, and rank promotion is an error."""
+"""Test-wide settings: eight CPU devices, and jaxtyping signatures are checked."""
 
 import os
 
@@ -9,4 +9,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 
 import jax
 
+from tests.signatures import install
+
 jax.config.update("jax_num_cpu_devices", 8)
+install("seqmodels")

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Float, Num
 
 from seqmodels.axes import Array
 from seqmodels.layers.param import param
@@ -30,7 +31,7 @@ class Linear(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Num[Array, "*lead D"]) -> Float[Array, "*lead features"]:
         kernel = param(self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.axes, self.param_dtype)
         y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
         if not self.use_bias:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from seqmodels.axes import Array
 from seqmodels.errors import UserError
@@ -60,7 +61,7 @@ class MLP(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
         def project(name: str, features: int, source: str, target: str) -> Linear:
             return Linear(features, axes=(source, target), dtype=self.dtype, param_dtype=self.param_dtype, name=name)
 

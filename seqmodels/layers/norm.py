@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.layers.param import param
@@ -14,7 +15,7 @@ from seqmodels.layers.param import param
 GATES = {"silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid}
 
 
-def l2_norm(x: Array, eps: float = 1e-6) -> Array:
+def l2_norm(x: Float[Array, "*lead K"], eps: float = 1e-6) -> Float[Array, "*lead K"]:
     """``x / sqrt(sum(x**2) + eps)`` over the last axis: unit length, and finite gradients at zero."""
     wide = x.astype(accumulate_dtype(x))
     return (wide * jax.lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + eps)).astype(x.dtype)
@@ -38,7 +39,7 @@ class RMSNorm(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
         wide = x.astype(accumulate_dtype(x))
         scale = _vector(self, "scale", nn.initializers.ones, self.axis, self.param_dtype, wide)
         return (_rms(wide, self.eps) * scale).astype(x.dtype)
@@ -53,7 +54,7 @@ class LayerNorm(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
         wide = x.astype(accumulate_dtype(x))
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         y = _rms(centred, self.eps) * _vector(self, "scale", nn.initializers.ones, self.axis, self.param_dtype, wide)
@@ -80,7 +81,7 @@ class GatedRMSNorm(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, gate: Array) -> Array:
+    def __call__(self, x: Float[Array, "*lead D"], gate: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
         if self.activation not in GATES:
             raise ValueError(f"GatedRMSNorm: activation={self.activation!r} is unknown, expected one of {list(GATES)}")
         features = x.shape[-1]

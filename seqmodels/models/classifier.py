@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int, Num
 
 from seqmodels.axes import Array
 from seqmodels.errors import UserError
@@ -42,8 +43,12 @@ class SequenceClassifier(nn.Module):
     cfg: ClassifierConfig
 
     @nn.compact
-    def __call__(self, inputs: Array, segment_ids: Array | None = None) -> tuple[Array, dict[str, Any]]:
-        """``inputs [B,T]`` int32 tokens or ``[B,T,features]``; ``segment_ids [B,T]``: 0 is padding."""
+    def __call__(
+        self,
+        inputs: Int[Array, "B T"] | Num[Array, "B T features"],
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> tuple[Float32[Array, "B classes"], dict[str, Any]]:
+        """Logits and auxiliary outputs of tokens or of continuous features; in `segment_ids` 0 is padding."""
         cfg = self.cfg
         if cfg.vocab_size is None:
             x = Linear(cfg.dim, axes=(None, "embed"), use_bias=True, dtype=jnp.dtype(cfg.dtype), name="encoder")(inputs)
@@ -57,8 +62,8 @@ class SequenceClassifier(nn.Module):
         return logits.astype(jnp.float32), aux
 
 
-def pool(x: Array, segment_ids: Array | None, how: str) -> Array:
-    """``x [B,T,D]`` -> ``[B,D]`` float32 over the positions that are not padding (zeros if all are)."""
+def pool(x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None, how: str) -> Float32[Array, "B D"]:
+    """One vector per sequence, over the positions that are not padding (zeros if all are)."""
     x = x.astype(jnp.float32)
     real = jnp.ones(x.shape[:2], bool) if segment_ids is None else segment_ids != 0
     if how == "last":

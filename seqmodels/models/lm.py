@@ -8,6 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int
 
 from seqmodels.axes import Array
 from seqmodels.errors import UserError
@@ -97,9 +98,12 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, state: StackState | None = None, segment_ids: Array | None = None
-    ) -> tuple[Array, StackState | None, dict[str, Array]]:
-        """``x [B,T,D]`` -> ``(normed hidden [B,T,D], state, aux)``."""
+        self,
+        x: Float[Array, "B T D"],
+        state: StackState | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], StackState | None, dict[str, Array]]:
+        """Normed hidden states, the state and the auxiliary outputs."""
         shared = {
             name: param(self, name, spec.init, spec.shape, spec.axes) for name, spec in self.cfg.shared_params().items()
         }
@@ -130,18 +134,24 @@ class LanguageModel(nn.Module):
         self.backbone = Backbone(cfg)
 
     def hidden(
-        self, tokens: Array, state: StackState | None = None, segment_ids: Array | None = None
-    ) -> tuple[Array, StackState | None, dict[str, Array]]:
-        """Normed hidden states before the head: ``tokens [B,T]`` int32 -> ``([B,T,D], state, aux)``."""
+        self,
+        tokens: Int[Array, "B T"],
+        state: StackState | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], StackState | None, dict[str, Array]]:
+        """Normed hidden states before the head, the state and the auxiliary outputs."""
         table = nn.with_logical_constraint(self.embedding, ("vocab", None))  # whole rows, or GSPMD copies activations
         x = jnp.take(table, tokens, axis=0).astype(self.cfg.dtype)
         x = nn.with_logical_constraint(x, ("batch", "length", None))
         return self.backbone(x, state, segment_ids)
 
     def __call__(
-        self, tokens: Array, state: StackState | None = None, segment_ids: Array | None = None
-    ) -> tuple[Array, StackState | None, dict[str, Array]]:
-        """Logits in float32: ``tokens [B,T]`` int32 -> ``([B,T,vocab], state, aux)``."""
+        self,
+        tokens: Int[Array, "B T"],
+        state: StackState | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> tuple[Float32[Array, "B T vocab"], StackState | None, dict[str, Array]]:
+        """Logits, the state and the auxiliary outputs."""
         x, state, aux = self.hidden(tokens, state, segment_ids)
         head = self.embedding if self.cfg.tie_embeddings else self.lm_head
         logits = jnp.einsum("btd,vd->btv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
@@ -149,8 +159,8 @@ class LanguageModel(nn.Module):
             logits = self.cfg.softcap * jnp.tanh(logits / self.cfg.softcap)
         return logits, state, aux
 
-    def head(self, params: dict[str, Any]) -> Array:
-        """The output matrix ``[vocab,D]`` inside `params`, for `seqmodels.ops.linear_cross_entropy`."""
+    def head(self, params: dict[str, Any]) -> Float[Array, "vocab D"]:
+        """The output matrix inside `params`, for `seqmodels.ops.linear_cross_entropy`."""
         return nn.meta.unbox(params["params"]["embedding" if self.cfg.tie_embeddings else "lm_head"])
 
     def init_state(self, batch: int, max_length: int | None = None) -> StackState:

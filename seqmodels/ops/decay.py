@@ -13,6 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from seqmodels.axes import Array
 from seqmodels.ops.triangular import join_lower
@@ -21,22 +22,27 @@ BASE = 16  # tokens per block whose pairs are scored by one masked matmul
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def within(g: Array, after: bool) -> Array:
-    """Sums over a chunk: of the tokens up to and including each (``after=False``), or after each. [...,C,X]"""
+def within(g: Float[Array, "*lead C X"], after: bool) -> Float[Array, "*lead C X"]:
+    """Sums over a chunk: of the tokens up to and including each (``after=False``), or after each."""
     at = jnp.arange(g.shape[-2])
     mask = at[:, None] < at if after else at[:, None] >= at
     return jnp.einsum("ij,...jx->...ix", mask.astype(g.dtype), g, precision=HIGHEST)
 
 
-def between(g: Array) -> Array:
-    """``[...,C,1] -> [...,C,C]``: the sum of the tokens after j up to i, 0 unless i > j."""
+def between(g: Float[Array, "*lead C 1"]) -> Float[Array, "*lead C C"]:
+    """The sum of the tokens after j up to i, 0 unless i > j."""
     at = jnp.arange(g.shape[-2])
     mask = (at[:, None, None] > at) & (at[:, None, None] <= at[:, None])  # [l,i,j]
     return jnp.einsum("...l,lij->...ij", g[..., 0], mask.astype(g.dtype), precision=HIGHEST)
 
 
-def scores(rows: Array, cols: Array, g: Array | None, visible: Array) -> Array:
-    """``sum_k rows[i,k] cols[j,k] decay[i,j,k]`` where `visible` (a subset of i >= j), else 0. [...,C,C]
+def scores(
+    rows: Float[Array, "*lead C K"],
+    cols: Float[Array, "*lead C K"],
+    g: Float[Array, "*lead C X"] | None,
+    visible: Bool[Array, "..."],
+) -> Float[Array, "*lead C C"]:
+    """``sum_k rows[i,k] cols[j,k] decay[i,j,k]`` where `visible` (a subset of i >= j), else 0.
 
     Args:
       rows, cols: ``[...,C,K]``.

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from seqmodels.axes import Array, accumulate_dtype
 
 
 def rotary(
-    x: Array, positions: Array, *, base: float = 10000.0, dim: int | None = None, interleaved: bool = False
-) -> Array:
+    x: Float[Array, "B T H K"],
+    positions: Shaped[Array, "B T"] | Shaped[Array, "T"],
+    *,
+    base: float = 10000.0,
+    dim: int | None = None,
+    interleaved: bool = False,
+) -> Float[Array, "B T H K"]:
     """Rotate pairs of features by ``position * base**(-2j/dim)``, pair ``j``. Su et al. 2021, arXiv:2104.09864.
 
     Args:

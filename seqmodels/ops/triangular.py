@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from seqmodels.axes import Array
 
@@ -14,8 +15,8 @@ _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 @jax.custom_vjp
-def unit_lower_inverse(low: Array) -> Array:
-    """``(I + low)^-1`` for strictly lower-triangular ``low [...,C,C]``, C a power of two.
+def unit_lower_inverse(low: Float[Array, "*lead C C"]) -> Float[Array, "*lead C C"]:
+    """``(I + low)^-1`` for strictly lower-triangular `low`, C a power of two.
 
     Neither LAPACK nor powers of `low`: ``[[X, 0], [L, Y]]^-1 = [[X', 0], [-Y' L X', Y']]`` doubles the size of the
     inverted blocks until one is left.
@@ -33,8 +34,8 @@ def unit_lower_inverse(low: Array) -> Array:
     return inverse.reshape(low.shape)
 
 
-def join_lower(diagonal: Array, low: Array) -> Array:
-    """``[[X, 0], [low, Y]]`` of ``diagonal [...,2,h,h]``, which holds X and Y, and ``low [...,h,h]``. [...,2h,2h]"""
+def join_lower(diagonal: Float[Array, "*lead 2 h h"], low: Float[Array, "*lead h h"]) -> Float[Array, "*lead 2*h 2*h"]:
+    """``[[X, 0], [low, Y]]`` of `diagonal`, which holds X and Y, and `low`."""
     X, Y = diagonal[..., 0, :, :], diagonal[..., 1, :, :]
     top = jnp.concatenate([X, jnp.zeros_like(low)], axis=-1)
     return jnp.concatenate([top, jnp.concatenate([low, Y], axis=-1)], axis=-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from seqmodels.axes import Array
 from seqmodels.ops import checks, segments
@@ -14,21 +15,21 @@ IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implemen
 
 
 def attention(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S Hk K"],
+    v: Float[Array, "B S Hk V"],
     *,
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
-    sink: Array | None = None,
-    segment_ids: Array | None = None,
-    kv_segment_ids: Array | None = None,
-    positions: Array | None = None,
-    kv_positions: Array | None = None,
+    sink: Float[Array, "H"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    kv_segment_ids: Int[Array, "B S"] | None = None,
+    positions: Int[Array, "#B T"] | Int[Array, "T"] | None = None,
+    kv_positions: Int[Array, "#B S"] | Int[Array, "S"] | None = None,
     impl: str = "auto",
     chunk_size: int | None = None,
-) -> Array:
+) -> Float[Array, "B T H V"]:
     """``out_t = sum_s softmax_s(scale * q_t . k_s) v_s`` over the keys that a query sees.
 
     A query at position ``p`` sees the keys at ``p' >= 0`` with ``p' <= p`` (`causal`) and ``p - p' < window`` (without

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Inexact, Num
 
+from seqmodels.axes import Array
 from seqmodels.errors import suggest
 
 METHODS = ("zoh", "bilinear", "forward", "backward", "generalized")
@@ -15,8 +17,13 @@ _IMPLICIT = {"forward": 0.0, "bilinear": 0.5, "backward": 1.0}
 
 
 def discretize(
-    a: np.ndarray, b: np.ndarray, dt: Any, method: str = "zoh", *, alpha: float | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+    a: Num[np.ndarray, "... n n"],
+    b: Num[np.ndarray, "... n"],
+    dt: Any,
+    method: str = "zoh",
+    *,
+    alpha: float | None = None,
+) -> tuple[Inexact[np.ndarray, "*lead n n"], Inexact[np.ndarray, "*lead n"]]:
     """Discretise a dense system in float64.
 
     Args:
@@ -54,7 +61,9 @@ def discretize(
     return solved[..., :n], solved[..., n]
 
 
-def discretize_diagonal(a: Any, b: Any, dt: Any, method: str = "zoh", *, alpha: float | None = None) -> tuple[Any, Any]:
+def discretize_diagonal(
+    a: Any, b: Any, dt: Any, method: str = "zoh", *, alpha: float | None = None
+) -> tuple[Inexact[Array | np.ndarray, "*shape"], Inexact[Array | np.ndarray, "*shape"]]:
     """Discretise a diagonal system elementwise; differentiable, and safe at eigenvalues of 0.
 
     Args:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.polynomial import legendre
 
 from seqmodels.ops.checks import positive
 
-Functions = Callable[[np.ndarray], np.ndarray]
+Functions = Callable[[Float64[np.ndarray, "L"]], Float64[np.ndarray, "L n"]]
 
 
 def transition_of_basis(
     kernel: Functions, basis: Functions, window: float, *, nodes: int = 256, tolerance: float = 1e-6
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float64[np.ndarray, "n n"], Float64[np.ndarray, "n"]]:
     """State matrices of a system whose state is ``x_i(t) = integral over [0, window] of kernel_i(s) u(t - s)``.
 
     Integration by parts gives ``x' = A x + B u`` once the input at the far end of the window is replaced by what the

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
+from jaxtyping import Float64
 
 from seqmodels.errors import suggest
 from seqmodels.ops.checks import positive
@@ -99,7 +100,7 @@ def transition(
     alpha: float | None = None,
     beta: float | None = None,
     theta: float | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float64[np.ndarray, "n n"], Float64[np.ndarray, "n"]]:
     """State matrices of a HiPPO measure.
 
     Args:

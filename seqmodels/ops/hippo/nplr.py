@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Complex128, Float64
 
 from seqmodels.errors import suggest
 from seqmodels.ops.checks import positive
@@ -11,8 +12,8 @@ from seqmodels.ops.hippo.measures import Measure, as_measure, check_size, degree
 DIAGONAL_FORMS = ("lin", "inv", "legs", "fout")
 
 
-def rank_correction(measure: str | Measure, n: int) -> np.ndarray:
-    """The low-rank term ``P`` [rank, n], float64, that makes ``A + P^T P`` a normal matrix.
+def rank_correction(measure: str | Measure, n: int) -> Float64[np.ndarray, "rank n"]:
+    """The low-rank term ``P`` that makes ``A + P^T P`` a normal matrix.
 
     The normal matrix is a multiple of the identity plus a skew-symmetric one. Rank 2 for ``legt``, 1 for the others
     (all zeros for ``legsd`` and ``fourier_diag``, which are normal already). Section C of arXiv 2111.00396.
@@ -39,7 +40,14 @@ def rank_correction(measure: str | Measure, n: int) -> np.ndarray:
     raise ValueError(f"measure {name!r} with alpha={measure.alpha} has no normal-plus-low-rank form; {fix}")
 
 
-def nplr(measure: str | Measure, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def nplr(
+    measure: str | Measure, n: int
+) -> tuple[
+    Complex128[np.ndarray, "half"],
+    Complex128[np.ndarray, "rank half"],
+    Complex128[np.ndarray, "half"],
+    Complex128[np.ndarray, "2*half half"],
+]:
     """Diagonal-plus-low-rank form of a measure: ``A = V (diag(W) - P P^*) V^*`` over both conjugate halves.
 
     Only one of each conjugate pair is returned; with ``pairs(x) = [x, conj(x)]`` along the state axis the identity
@@ -66,7 +74,7 @@ def nplr(measure: str | Measure, n: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return shift + 1j * frequencies, p @ v.conj(), b @ v.conj(), v
 
 
-def diagonal(form: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+def diagonal(form: str, n: int) -> tuple[Complex128[np.ndarray, "half"], Complex128[np.ndarray, "half"]]:
     """Initial diagonal state matrix of S4D (arXiv 2206.11893), one of each conjugate pair.
 
     Args:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Inexact, Num
 
 from seqmodels.ops.checks import positive
 from seqmodels.ops.hippo.discretize import check_steps, discretize
@@ -27,8 +28,8 @@ def memory(
     dt: Any,
     *,
     method: str = "zoh",
-    initial_state: np.ndarray | None = None,
-) -> np.ndarray:
+    initial_state: Num[np.ndarray, "... n"] | None = None,
+) -> Float64[np.ndarray, "*lead T n"]:
     """States of a measure after every sample of a signal.
 
     Args:
@@ -61,7 +62,7 @@ def memory(
     return states
 
 
-def scaled_memory(n: int, signal: Any, *, method: str = "zoh") -> np.ndarray:
+def scaled_memory(n: int, signal: Any, *, method: str = "zoh") -> Float64[np.ndarray, "*lead T n"]:
     """States of LegS in its scale-invariant form, ``x' = (A x + B u) / t``: the whole past in equal weight.
 
     In the time ``log t`` this is the LegS system with shrinking steps, and before the first sample the past counts as
@@ -87,13 +88,13 @@ def scaled_memory(n: int, signal: Any, *, method: str = "zoh") -> np.ndarray:
     return np.concatenate([first, rest], axis=-2)
 
 
-def sample_lags(length: int, dt: Any) -> np.ndarray:
-    """How long ago, [length], each sample was, seen from the end: the middle of the step over which it is held."""
+def sample_lags(length: int, dt: Any) -> Float64[np.ndarray, "length"]:
+    """How long ago each sample was, seen from the end: the middle of the step over which it is held."""
     steps = _steps(dt, length)
     return np.cumsum(steps[::-1])[::-1] - 0.5 * steps
 
 
-def reconstruct(state: Any, measure: str | Measure, lags: Any) -> np.ndarray:
+def reconstruct(state: Any, measure: str | Measure, lags: Any) -> Inexact[np.ndarray, "*lead L"]:
     """The remembered function: values [..., L] of the input at `lags` [L] before now, decoded from `state` [..., n].
 
     Outside the measure's window nothing is remembered and the value is 0. The two wrapped Fourier measures return what
@@ -106,7 +107,7 @@ def reconstruct(state: Any, measure: str | Measure, lags: Any) -> np.ndarray:
     return state @ basis(measure, state.shape[-1], lags).T
 
 
-def basis(measure: str | Measure, n: int, lags: Any) -> np.ndarray:
+def basis(measure: str | Measure, n: int, lags: Any) -> Float64[np.ndarray, "L n"]:
     """Decoding functions ``g_i(s)`` of a measure, [L, n] at `lags` [L]: the input s ago is about ``sum_i x_i g_i(s)``.
 
     They are biorthogonal to the kernels ``(e^{sA} B)_i`` of the states. Of ``legsd`` they are those of ``legs``, to

@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Key, UInt32
 
+from seqmodels.axes import Array
 from seqmodels.ops.hippo.measures import Measure, as_measure
 
 
@@ -45,8 +47,13 @@ def step_for_lag(measure: str | Measure, lag: float) -> float:
 
 
 def log_uniform_steps(
-    key: jax.Array, shape: tuple[int, ...], *, shortest: float = 10.0, longest: float = 1000.0, dtype: Any = jnp.float32
-) -> jax.Array:
+    key: Key[Array, ""] | UInt32[Array, "2"],
+    shape: tuple[int, ...],
+    *,
+    shortest: float = 10.0,
+    longest: float = 1000.0,
+    dtype: Any = jnp.float32,
+) -> Float[Array, "..."]:
     """Random step sizes whose kernels last from `shortest` to `longest` samples, uniform in the logarithm.
 
     A kernel of a measure with time scale 1 lasts about ``1 / dt`` samples, so ``dt`` lies in

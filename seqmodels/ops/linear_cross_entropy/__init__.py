@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Shaped
 
 from seqmodels.axes import Array
 from seqmodels.ops.dispatch import Implementation, dispatch
@@ -15,12 +16,12 @@ IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implemen
 
 
 def linear_cross_entropy(
-    hidden: Array,
-    embedding: Array,
-    targets: Array,
+    hidden: Float[Array, "*tokens D"],
+    embedding: Float[Array, "vocab D"],
+    targets: Int[Array, "*tokens"],
     *,
-    bias: Array | None = None,
-    weights: Array | None = None,
+    bias: Float[Array, "vocab"] | None = None,
+    weights: Shaped[Array, "*tokens"] | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
@@ -28,7 +29,7 @@ def linear_cross_entropy(
     reduction: Literal["mean", "sum", "none"] = "mean",
     impl: str = "auto",
     chunk_size: int | None = None,
-) -> Array:
+) -> Float[Array, ""] | Float[Array, "*tokens"]:
     """Next-token loss of the logits ``hidden @ embedding.T + bias``.
 
     With logits ``z`` (soft-capped to ``c * tanh(z / c)``), ``lse = logsumexp(z)`` and smoothing ``e``, the loss of a
