@@ -29,6 +29,8 @@ from seqmodels.mixers.mamba2 import Mamba2 as Mamba2
 from seqmodels.mixers.mamba2 import Mamba2Config as Mamba2Config
 from seqmodels.mixers.mixture_of_memories import MixtureOfMemories as MixtureOfMemories
 from seqmodels.mixers.mixture_of_memories import MixtureOfMemoriesConfig as MixtureOfMemoriesConfig
+from seqmodels.mixers.parallel import Parallel as Parallel
+from seqmodels.mixers.parallel import ParallelConfig as ParallelConfig
 from seqmodels.mixers.recurrent import Recurrent as Recurrent
 from seqmodels.mixers.recurrent import RecurrentConfig as RecurrentConfig
 from seqmodels.mixers.retnet import RetNet as RetNet

@@ -106,6 +106,13 @@ class MixerConfig:
         """A small instance for tests (model width 32)."""
         return cls()
 
+    @property
+    def label(self) -> str:
+        """Short name for tables: the class without ``Config``, with the window if there is one."""
+        name = type(self).__name__.removesuffix("Config")
+        window = getattr(self, "window", None)
+        return f"{name}({window})" if window else name
+
     def shared_params(self, dim: int, depth: int) -> dict[str, SharedParam]:
         """Model-level parameters that this mixer reads from ``context.shared``."""
         return {}

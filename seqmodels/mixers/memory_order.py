@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from seqmodels.axes import Array
+from seqmodels.layers.routing import mesh_size
 from seqmodels.mixers.parts import Segments
 from seqmodels.ops.segments import Regrouped, regroup
 
@@ -36,7 +37,7 @@ class MemoryOrder(NamedTuple):
 
     def spread(self, x: Array) -> Array:
         """``[B,T,...] -> [R,P,...]``: every token at the places of its copies, zeros at empty places."""
-        return self.layout.gather(self._rows(jnp.repeat(x, self.k, axis=1)))
+        return self.layout.gather(_rows(jnp.repeat(x, self.k, axis=1), self.groups))
 
     def collect(self, y: Array, weight: Array) -> Array:
         """``[R,P,...] -> [B,T,...]``: the sum of a token's copies, times ``weight [B,T,k]``."""
@@ -69,9 +70,6 @@ class MemoryOrder(NamedTuple):
             return leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])
 
         return jax.tree.map(give, state)
-
-    def _rows(self, x: Array) -> Array:
-        return _rows(x, self.groups)
 
 
 def order_by_memory(
@@ -136,9 +134,12 @@ def _resets(documents: Array, layout: Regrouped, block: int) -> Array:
 def _rows(x: Array, groups: int) -> Array:
     """``[B,...] -> [G*B,...]``: the same for all groups."""
     x = _constrain(jnp.broadcast_to(x[None], (groups, *x.shape)))
-    return x.reshape(-1, *x.shape[2:])
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _constrain(x: Array) -> Array:
-    """``[G,B,...]`` split by groups and rows, if there are several groups."""
-    return x if x.shape[0] == 1 else nn.with_logical_constraint(x, ("expert", "batch", *[None] * (x.ndim - 2)))
+    """``[G,B,...]`` split by groups and, if they divide, rows; as it is when there is one group."""
+    if x.shape[0] == 1:
+        return x
+    rows = None if x.shape[1] % mesh_size("batch") else "batch"
+    return nn.with_logical_constraint(x, ("expert", rows, *[None] * (x.ndim - 2)))

@@ -71,13 +71,18 @@ class MixtureOfMemoriesConfig(MixerConfig):
         return cls(GatedDeltaNetConfig(num_heads=2, head_dim=8, expand_v=1.0))
 
     @property
+    def label(self) -> str:
+        shared = "1 + " if self.shared_memory else ""
+        return f"MixtureOfMemories({shared}{self.top_k} of {self.num_memories} {self.inner.label})"
+
+    @property
     def rule(self) -> RecurrentConfig:
         """`inner`, whose kind `__post_init__` has checked."""
         assert isinstance(self.inner, RecurrentConfig)
         return self.inner
 
     def make(self, dim: int, **kwargs: Any) -> MixtureOfMemories:
-        self.inner.make(dim)
+        self.inner.make(dim, parent=None)
         return MixtureOfMemories(self, dim, **kwargs)
 
     def flops_per_token(self, dim: int, length: int) -> float:

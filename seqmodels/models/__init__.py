@@ -1,4 +1,4 @@
-"""Models: blocks, stacks of blocks, the language model and the classifier."""
+"""Models: blocks, patterns and stacks of them, the language model and the classifier."""
 
 from seqmodels.models.block import BlockConfig
 from seqmodels.models.classifier import ClassifierConfig, SequenceClassifier

@@ -36,10 +36,8 @@ class BlockConfig:
 
     @property
     def label(self) -> str:
-        """Short name for tables: the mixer's class without ``Config``, with its window if it has one."""
-        name = type(self.mixer).__name__.removesuffix("Config")
-        window = getattr(self.mixer, "window", None)
-        return f"{name}({window})" if window else name
+        """The mixer's short name, for tables."""
+        return self.mixer.label
 
 
 class Block(nn.Module):

@@ -17,6 +17,7 @@ from seqmodels.mixers import (
     HGRNConfig,
     KDAConfig,
     Mamba2Config,
+    MixtureOfMemoriesConfig,
     RetNetConfig,
     RotaryConfig,
 )
@@ -24,6 +25,7 @@ from seqmodels.mixers.kda import kda_gate
 from tests.shared import golden, relative_error, shared_path
 
 CHUNKED = 5  # the golden README: allow 5 times the tolerance where the algorithm is of another kind
+INNER = GatedDeltaNetConfig(num_heads=2, head_dim=16, expand_v=1.0)
 LAYERS = {
     "gla": GLAConfig(num_heads=2, expand_k=1.0),
     "retention": RetNetConfig(num_heads=2),
@@ -32,6 +34,8 @@ LAYERS = {
     "kda": KDAConfig(num_heads=2, head_dim=16),
     "hgrn": HGRNConfig(),
     "hgrn2": HGRN2Config(expand_ratio=16),
+    "mom": MixtureOfMemoriesConfig(INNER, num_memories=4, top_k=2),
+    "mom_single_kv": MixtureOfMemoriesConfig(INNER, 4, 1, shared_memory=False, single_kv_proj=True),
 }
 
 pytestmark = pytest.mark.shared
@@ -69,10 +73,12 @@ def test_layer(name):
     for key in got:
         assert relative_error(got[key], wanted[key]) <= CHUNKED * tolerances[key], key
     for torch_name in (key for key in arrays if key.startswith("grad/")):
-        path, expected = torch_names.to_ours(torch_name.removeprefix("grad/"), arrays[torch_name])
+        whole, member = torch_names.member(torch_name.removeprefix("grad/"))
+        path, expected = torch_names.to_ours(whole, arrays[torch_name])
         actual = gradients[0]
         for module in path:
             actual = actual[module]
+        actual = actual if member is None else actual[member]
         assert relative_error(actual, expected) <= CHUNKED * tolerances[torch_name], torch_name
 
 
