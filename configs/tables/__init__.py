@@ -1,0 +1,1 @@
+"""Recipes of the cells of the tables in ``eval/tables``."""

@@ -1,0 +1,98 @@
+"""The cells of the recall curve: MQAR accuracy against bytes of state, for every mixer of the package.
+
+`get_config` is one of them, Gated DeltaNet at laptop scale; ``python -m eval.tables.recall`` runs them all. Mixers are
+found by scanning the package: a new one is in the figure without a line here. Each comes at up to three sizes of state,
+by the first of `KNOBS` that its config has, starting from its ``tiny()`` instance.
+
+Command: ``python train.py --config configs/tables/recall.py``.
+Duration: not measured. Expected score: not measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from configs.tables._recipe import Budget, mqar, recall, small
+from seqmodels.mixers import MixerConfig, discover
+from seqmodels.models import BlockConfig, LMConfig
+from seqmodels.train.experiment import Experiment
+
+KNOBS = ("num_memories", "state_size", "expand_ratio", "head_dim", "expand_k", "lru_width")
+"""Fields that set the size of a state of fixed size."""
+FACTORS = (1, 2, 4)
+"""Of the knob."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Of the models and the task of a scale."""
+
+    dim: int
+    depth: int
+    windows: tuple[int | None, ...]
+    """Of attention, whose knob is how far it sees; ``None``: everything."""
+    seq_len: int
+    vocab_size: int
+    num_pairs: tuple[int, ...]
+    budget: Budget
+    factors: tuple[int, ...] = FACTORS
+    seeds: int = 1
+    examples: int = 512
+    """Rows that are asked."""
+
+
+SIZES = {
+    "tiny": Size(32, 1, (8, None), 32, 64, (2, 4), Budget(3, 4, (3e-3,)), examples=8),
+    "laptop": Size(64, 2, (16, 64, None), 256, 256, (8, 16, 32, 64), Budget(500, 16, (2e-3, 5e-3))),
+    "gpu": Size(128, 2, (32, 128, None), 512, 8192, (16, 32, 64), Budget(1500, 64, (1e-3, 4e-3)), examples=2048),
+    "paper": Size(
+        128,
+        2,
+        (32, 128, None),
+        512,
+        8192,
+        (4, 8, 16, 32, 64),
+        # UNKNOWN to us: the published sweep's number of steps and batch; four rates from 1e-4 to 1e-2 are as published.
+        Budget(20_000, 128, (1e-4, 4.6e-4, 2.2e-3, 1e-2)),
+        factors=(1, 2, 4, 8),
+        seeds=3,
+        examples=3000,
+    ),
+}
+
+
+def mixers(scale: str) -> dict[str, list[MixerConfig]]:
+    """Every mixer of the package with sizes of its state, by the name of its config without ``Config``."""
+    size = SIZES[scale]
+    return {name.removesuffix("Config"): variants(kind.tiny(), size) for name, kind in discover().items()}
+
+
+def variants(config: MixerConfig, size: Size) -> list[MixerConfig]:
+    """`config` at several sizes of its state, if it has a knob for that."""
+    fields = {field.name for field in dataclasses.fields(config)}
+    if "window" in fields:
+        reach = {"max_length": size.seq_len} if "max_length" in fields else {}
+        return [dataclasses.replace(config, window=window, **reach) for window in size.windows]
+    knob = next((knob for knob in KNOBS if knob in fields), None)
+    if knob is None:
+        return [config]
+    start = getattr(config, knob) or size.dim  # a width that is not given is the model's
+    return [dataclasses.replace(config, **{knob: factor * start}) for factor in size.factors]
+
+
+def experiment(scale: str, mixer: MixerConfig, rate: float, seed: int, name: str) -> Experiment:
+    """A cell: blocks of the mixer without MLP."""
+    size = SIZES[scale]
+    model = LMConfig(
+        size.dim,
+        size.depth,
+        (BlockConfig(mixer, mlp=None),),
+        vocab_size=size.vocab_size,
+        scan=scale in ("gpu", "paper"),  # unrolled steps are faster on a CPU
+    )
+    data = mqar(size.vocab_size, size.seq_len, size.num_pairs)
+    return small(name, model, data, size.budget, rate, seed, recall(size.examples))
+
+
+def get_config() -> Experiment:
+    return experiment("laptop", mixers("laptop")["GatedDeltaNet"][1], 5e-3, 0, "recall")

@@ -1,0 +1,58 @@
+"""The job of most cells: train an experiment, and measure what its evaluation tasks measure."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from eval.tables.cells import Interrupted
+from seqmodels.describe import Parameter, abstract_partitioner, parameters
+from seqmodels.mixers.mixture_of_memories import MixtureOfMemoriesConfig
+from seqmodels.models import LMConfig
+from seqmodels.sharding import MeshConfig
+from seqmodels.train.experiment import Experiment
+from seqmodels.train.loop import fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Train `experiment`, whose ``eval`` tasks run at the end.
+
+    Metrics: the held-out ones (``valid/…``), those of the tasks, the newest ``stat/…``, and `costs`. Nothing that
+    depends on the clock: an interrupted and resumed job gives what an undisturbed one does, bit for bit.
+    """
+
+    experiment: Experiment
+
+    def run(self, directory: Path) -> dict[str, float]:
+        run_dir = directory / "run"
+        result = fit(self.experiment, run_dir, resume=(run_dir / "config.json").is_file())
+        if result.stopped_by is not None:
+            raise Interrupted(result.stopped_by)
+        kept = {k: v for k, v in result.metrics.items() if "/" in k and not k.startswith("slice/")}
+        return costs(self.experiment.model, self.experiment.data.seq_len) | kept
+
+
+def costs(model: LMConfig, length: int) -> dict[str, float]:
+    """What a model costs at `length` tokens, without allocating it.
+
+    ``model/parameters``; ``model/activated_parameters``, those that a token uses; ``model/flops_per_token`` (forward, a
+    multiply-add counts two); ``model/state_bytes`` per sequence.
+    """
+    arrays = parameters(model, abstract_partitioner(MeshConfig(data=1)))
+    return {
+        "model/parameters": float(sum(array.size for array in arrays)),
+        "model/activated_parameters": sum(array.size * used(model, array) for array in arrays),
+        "model/flops_per_token": model.flops_per_token(length),
+        "model/state_bytes": float(model.make().state_bytes(length)),
+    }
+
+
+def used(model: LMConfig, array: Parameter) -> float:
+    """The share of `array` that a token uses: one unless there is a part of it for every memory."""
+    block = re.search(r"/block_(\d+)/", array.path)
+    if "expert" not in array.axes or block is None:
+        return 1.0
+    mixer = model.pattern[int(block.group(1))].mixer
+    return mixer.top_k / mixer.num_memories if isinstance(mixer, MixtureOfMemoriesConfig) else 1.0
