@@ -180,3 +180,38 @@ def test_bad_input_is_refused_in_one_line(change, message):
     with pytest.raises(ValueError, match=message) as error:
         short_conv(arguments.pop("x"), arguments.pop("weight"), arguments.pop("bias", None), **arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_resets_split_segments_into_documents(impl):
+    """Every token of a segment, one after the other in numpy; the state is forgotten at a reset."""
+    random = np.random.default_rng(0)
+    B, T, D, W, S = 2, 15, 3, 4, 3
+    x, weight = random.normal(size=(B, T, D)), random.normal(size=(W, D))
+    state, ids, resets = (
+        random.normal(size=(B, S, W - 1, D)),
+        random.integers(0, S + 1, (B, T)),
+        random.random((B, T)) < 0.3,
+    )
+    run = loop(weight, None, "silu")
+    expected, after = np.zeros_like(x), state.copy()
+    for b, t in np.ndindex(B, T):
+        if ids[b, t]:
+            held = after[b, ids[b, t] - 1] * (1 - resets[b, t])
+            y, after[b, ids[b, t] - 1] = run([x[b, t : t + 1]], held)
+            expected[b, t] = y[0]
+    y, last = short_conv(
+        *(jnp.asarray(a, jnp.float32) for a in (x, weight)),
+        activation="silu",
+        state=jnp.asarray(state, jnp.float32),
+        segment_ids=jnp.asarray(ids),
+        num_segments=S,
+        resets=jnp.asarray(resets),
+        impl=impl,
+    )
+    assert relative_error(y, expected) < 1e-6 and relative_error(last, after) < 1e-6
+
+
+def test_resets_need_segments():
+    with pytest.raises(ValueError, match="resets without num_segments"):
+        short_conv(jnp.ones((1, 2, 3)), jnp.ones((4, 3)), resets=jnp.zeros((1, 2), bool))
