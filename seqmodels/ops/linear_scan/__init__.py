@@ -8,9 +8,13 @@ from jaxtyping import Inexact, Int
 from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.ops import checks
 from seqmodels.ops.dispatch import Implementation, dispatch
-from seqmodels.ops.linear_scan import chunked, reference
+from seqmodels.ops.linear_scan import chunked, pallas_tpu, reference
 
-IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implementation(reference.run)}
+IMPLEMENTATIONS = {
+    "pallas_tpu": Implementation(pallas_tpu.run, pallas_tpu.supports),
+    "chunked": Implementation(chunked.run),
+    "reference": Implementation(reference.run),
+}
 
 
 def linear_scan(
@@ -35,7 +39,8 @@ def linear_scan(
       segment_ids: ``[B,T]`` int32, 0 is padding; see ``docs/design.md``.
       num_segments: ``S``; ids lie in ``1..S`` (others are padding); each continues from, and returns, its own state.
       impl: an implementation's name, or ``"auto"``.
-      chunk_size: tokens per block of the chunked form, which bounds its temporaries; ``None``: no blocks.
+      chunk_size: tokens per block of the chunked form, which bounds its temporaries, or per chunk of a kernel; ``None``:
+        no blocks, or the kernel's default.
 
     Returns:
       ``h [B,T,...]`` in the dtype of `b` (complex when `a` is), zero at padding, and the state after the last token
@@ -51,13 +56,14 @@ def linear_scan(
     batch, trailing = b.shape[0], b.shape[2:]
     shape = (batch, *trailing) if num_segments is None else (batch, num_segments, *trailing)
     state = jnp.zeros(shape, dtype) if state is None else state.astype(dtype)
-    a = jnp.broadcast_to(a.astype(dtype), b.shape)
+    if b.shape[1] == 0:
+        return b.astype(out_dtype), state
     h, after = dispatch(
         "linear_scan",
         impl,
         IMPLEMENTATIONS,
-        a,
-        b.astype(dtype),
+        jnp.broadcast_to(a, b.shape),
+        b,
         state,
         checks.canonical_ids(segment_ids, num_segments),
         num_segments=num_segments,

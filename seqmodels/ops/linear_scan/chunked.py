@@ -21,15 +21,17 @@ def run(
     num_segments: int | None,
     chunk_size: int | None,
 ) -> tuple[Array, Array]:
-    """``a, b [B,T,...]`` and the state in one dtype -> ``(h [B,T,...], state)``."""
-    if b.shape[1] == 0:
-        return b, state
+    """``a, b [B,T,...]`` -> ``(h [B,T,...], state)``: in b's dtype (the state's where `a` is complex), in the state's."""
+    dtype = state.dtype if jnp.iscomplexobj(a) else b.dtype
+    a, b = a.astype(state.dtype), b.astype(state.dtype)
     if segment_ids is None:
         h = solve(a, b, state, chunk_size)
-        return h, h[:, -1]
-    if num_segments is None:
-        return _documents(a, b, state, segment_ids, chunk_size)
-    return _segments(a, b, state, segment_ids, num_segments, chunk_size)
+        after = h[:, -1]
+    elif num_segments is None:
+        h, after = _documents(a, b, state, segment_ids, chunk_size)
+    else:
+        h, after = _segments(a, b, state, segment_ids, num_segments, chunk_size)
+    return h.astype(dtype), after
 
 
 def _per_token(flag: Array, like: Array) -> Array:

@@ -15,8 +15,9 @@ def run(
     num_segments: int | None,
     chunk_size: int | None,
 ) -> tuple[Array, Array]:
-    """``a, b [B,T,...]`` and the state in one dtype -> ``(h [B,T,...], state)``."""
+    """``a, b [B,T,...]`` -> ``(h [B,T,...], state)``, both in the dtype of the given state."""
     del chunk_size
+    a, b = a.astype(state.dtype), b.astype(state.dtype)
 
     def step(h, token):
         a_t, b_t = token

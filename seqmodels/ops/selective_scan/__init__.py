@@ -7,9 +7,13 @@ import jax.numpy as jnp
 from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.ops import checks
 from seqmodels.ops.dispatch import Implementation, dispatch
-from seqmodels.ops.selective_scan import chunked, reference
+from seqmodels.ops.selective_scan import chunked, pallas_tpu, reference
 
-IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implementation(reference.run)}
+IMPLEMENTATIONS = {
+    "pallas_tpu": Implementation(pallas_tpu.run, pallas_tpu.supports),
+    "chunked": Implementation(chunked.run),
+    "reference": Implementation(reference.run),
+}
 
 
 def selective_scan(

@@ -6,6 +6,7 @@ one chunk at a time. Inside, the state is ``[B,G,N,M]`` with the M channels of a
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,11 @@ from seqmodels.axes import Array
 from seqmodels.ops import segments
 from seqmodels.ops.linear_scan.chunked import solve
 
-CHUNK = 64  # tokens, unless the caller says otherwise
+
+def chunk_length(chunk_size: int | None, T: int) -> int:
+    """Tokens per chunk: by default such that the states inside a chunk weigh about as much as those between chunks."""
+    balanced = max(16, math.isqrt(T) // 2)
+    return min(T, chunk_size or 1 << balanced.bit_length() - 1)
 
 
 class Parameters(NamedTuple):
@@ -55,7 +60,7 @@ def run(
     chunk_size: int | None,
 ) -> tuple[Array, Array]:
     """As the op, with B and C ``[B,T,G,N]`` and a state; outputs in the dtype of `x`."""
-    T, G, size = x.shape[1], B.shape[2], min(chunk_size or CHUNK, x.shape[1])
+    T, G, size = x.shape[1], B.shape[2], chunk_length(chunk_size, x.shape[1])
     split = lambda leaf: leaf.reshape(*leaf.shape[:-1], G, -1)  # noqa: E731
     inputs: tuple = (split(x), split(dt), B, C, None if z is None else split(z))
     parameters = Parameters(
@@ -95,12 +100,11 @@ def _walk(parameters, inputs, ids, fresh, state, resets, *, size, softplus):
     spare = -T % size
     ids = jnp.ones((B, T), jnp.int32) if ids is None and spare else ids
     tokens = Tokens(*inputs, None if ids is None else ids != 0, fresh)
-    fold = (
-        lambda leaf: jnp.pad(leaf, ((0, 0), (0, spare), *[(0, 0)] * (leaf.ndim - 2))).reshape(  # noqa: E731
-            B, -1, size, *leaf.shape[2:]
-        )
-    )
-    time_major = lambda leaf: jnp.moveaxis(fold(leaf), 0, 2)  # noqa: E731  [chunks,C,B,...]
+
+    def time_major(leaf: Array) -> Array:  # [chunks,C,B,...]
+        leaf = jnp.pad(leaf, ((0, 0), (0, spare), *[(0, 0)] * (leaf.ndim - 2)))
+        return jnp.moveaxis(leaf.reshape(B, -1, size, *leaf.shape[2:]), 0, 2)
+
     resets = None if resets is None else jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), resets)
 
     @jax.checkpoint
@@ -141,13 +145,19 @@ def _where(mask: Array | None, x: Array) -> Array:
 
 
 def _stepwise(A: Array, state: Array, tokens: tuple) -> tuple[Array, Array]:
-    """Token by token: nothing of size N is stored beyond the state, which stays in a core's cache."""
+    """Token by token: forward, nothing of size N is stored beyond the state, which stays in a core's cache.
+
+    Sums and products with an outer axis are written as contractions, whose transposes are contractions again: XLA's own
+    reductions over the N states made a gradient five times slower on the CPU.
+    """
+    ones = jnp.ones(A.shape[2], A.dtype)
 
     def step(h, token):
         dt, u, B, C, fresh = token
         h = h if fresh is None else jnp.where(fresh.reshape(-1, 1, 1, 1), 0, h)
-        h = jnp.exp(dt[:, :, None] * A) * h + u[:, :, None] * B[..., None]
-        return h, jnp.sum(h * C[..., None], axis=-2)
+        decay = jnp.exp(jnp.einsum("bgm,n->bgnm", dt, ones) * A)
+        h = decay * h + jnp.einsum("bgm,bgn->bgnm", u, B)
+        return h, jnp.einsum("bgnm,bgn->bgm", h, C)
 
     return jax.lax.scan(step, state, tokens)
 
