@@ -7,17 +7,18 @@ and one roofline figure per op go to ``benchmarks/results``.
 
 from __future__ import annotations
 
-import functools
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks import ceilings, measure, report
+from benchmarks import ceilings, measure, peers, report
+from benchmarks.programs import programs
 from seqmodels import cli
 from seqmodels.errors import UserError, suggest
 from seqmodels.ops import cases, dispatch
@@ -26,50 +27,11 @@ DTYPES = ("float32", "bfloat16")
 CPU_BYTES = 2**26  # cases that move as much are left to accelerators, unless --case names them
 
 
-class Programs(NamedTuple):
-    """One implementation on one case, ready to run."""
+def usable(op: cases.Op, case: cases.Case, wanted: Sequence[str]) -> list[str]:
+    """Names of the implementations to run: `wanted`, or all that this platform can run.
 
-    forward: Callable[[], Any]
-    both: Callable[[], Any]  # forward and backward
-    peak_bytes: int  # of `both`
-    compile_seconds: float  # of `both`
-
-
-def programs(op: cases.Op, impl: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Programs:
-    """Compile `impl` forward, and forward with the gradient of every floating-point positional argument."""
-    arrays = {name: value for name, value in kwargs.items() if isinstance(value, jax.Array)}
-    options = {name: value for name, value in kwargs.items() if name not in arrays}
-    chosen = [i for i, x in enumerate(args) if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)]
-
-    def forward(args, arrays):
-        return op.run(*args, **arrays, **options, impl=impl)
-
-    def both(args, arrays, cotangent):
-        def of_chosen(*values):
-            full = list(args)
-            for i, value in zip(chosen, values):
-                full[i] = value
-            return forward(full, arrays)
-
-        out, pull = jax.vjp(of_chosen, *(args[i] for i in chosen))
-        return out, pull(cotangent)
-
-    args = tuple(args)
-    shapes = jax.eval_shape(forward, args, arrays)
-    cotangent = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
-    run_forward = jax.jit(forward).lower(args, arrays).compile()
-    lowered = jax.jit(both).lower(args, arrays, cotangent)
-    compile_seconds, run_both = measure.timed(lowered.compile)
-    return Programs(
-        functools.partial(run_forward, args, arrays),
-        functools.partial(run_both, args, arrays, cotangent),
-        measure.peak_bytes(run_both),
-        compile_seconds,
-    )
-
-
-def usable(op: cases.Op, wanted: Sequence[str]) -> list[str]:
-    """Names of the implementations to run: `wanted`, or all that this platform can run."""
+    The reference's gradient keeps every state: accelerators leave it out of headline cases.
+    """
     for name in wanted:
         if name not in op.implementations:
             known = ", ".join(op.implementations)
@@ -77,6 +39,7 @@ def usable(op: cases.Op, wanted: Sequence[str]) -> list[str]:
             raise UserError(f"--impl {name}: {op.name} has no such implementation, expected one of {known}{hint}")
     native = dispatch.KERNELS.get({"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()))
     foreign = set(dispatch.KERNELS.values()) - {native}
+    foreign |= {"reference"} if case.large and jax.default_backend() != "cpu" else set()
     return list(wanted) or [name for name in op.implementations if name not in foreign]
 
 
@@ -92,8 +55,9 @@ def benchmark(
     """One row per case, dtype and implementation.
 
     ``flops`` and ``bytes`` are the case's own counts for the forward pass over its measured time, ``roof`` is the share
-    of what the machine's measured ceilings allow, ``ratio`` how many times faster than the reference forward and
-    backward together are (``None`` without a reference).
+    of what the machine's measured ceilings allow, ``ratio`` and ``peer_ratio`` how many times faster than the reference
+    and the fastest peer (`peers`) forward and backward together are, ``None`` without one. ``difference`` is that of a
+    peer's output from ours.
     """
     return [row for case in chosen for dtype in dtypes for row in _rows(op, case, dtype, impls, rounds, matmul_size)]
 
@@ -101,16 +65,20 @@ def benchmark(
 def _rows(op: cases.Op, case: cases.Case, dtype: str, impls: Sequence[str], rounds: int, matmul_size: int | None):
     args, kwargs = case.make(jax.random.key(0), jnp.dtype(dtype))
     ready = {}
-    for impl in usable(op, impls):
+    for impl in usable(op, case, impls):
         try:
             ready[impl] = programs(op, impl, args, kwargs)
         except ValueError as refusal:
             if impls or "refuses this call" not in str(refusal):
                 raise
             print(f"{op.name} {case.name} {dtype} {impl}: left out: {refusal}")
+    ours = list(ready)
+    if jax.default_backend() == "gpu" and not impls:
+        ready |= _peers(op, case, dtype, args, kwargs)
     parts = {(impl, part): getattr(made, part) for impl, made in ready.items() for part in ("forward", "both")}
     timed = measure.interleave(parts, rounds=rounds)
     base = timed.get(("reference", "both"))
+    peer = min((timed[name, "both"] for name in ready if name not in ours), default=None)
     flops, moved = case.flops(), case.bytes(jnp.dtype(dtype))
     roof = ceilings.measure(dtype, matmul_size).bound(flops, moved)
     for impl, made in ready.items():
@@ -123,6 +91,8 @@ def _rows(op: cases.Op, case: cases.Case, dtype: str, impls: Sequence[str], roun
             "ms_forward": 1e3 * seconds,
             "ms_both": 1e3 * seconds_both,
             "ratio": base / seconds_both if base else None,
+            "peer_ratio": peer / seconds_both if peer else None,
+            "difference": peers.difference(made.forward(), ready[ours[0]].forward()) if impl not in ours else None,
             "flops": flops / seconds,
             "bytes": moved / seconds,
             "roof": flops / seconds / roof,
@@ -130,6 +100,17 @@ def _rows(op: cases.Op, case: cases.Case, dtype: str, impls: Sequence[str], roun
             "peak_bytes": made.peak_bytes,
             "compile_seconds": made.compile_seconds,
         }
+
+
+def _peers(op: cases.Op, case: cases.Case, dtype: str, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    ready = {}
+    for peer in peers.find(op.name, args, kwargs):
+        found = peers.programs(peer, args)
+        if isinstance(found, str):
+            print(f"{op.name} {case.name} {dtype} {peer.name}: left out: {found}")
+        else:
+            ready[peer.name] = found
+    return ready
 
 
 def select(op: cases.Op, which: str, names: Sequence[str]) -> list[cases.Case]:
@@ -151,6 +132,7 @@ def printable(row: dict[str, Any]) -> dict[str, Any]:
         "ms fwd": row["ms_forward"],
         "ms fwd+bwd": row["ms_both"],
         "x reference": row["ratio"],
+        "x peer": row["peer_ratio"],
         "GFLOP/s": row["flops"] / 1e9,
         "GB/s": row["bytes"] / 1e9,
         "% of roof": 100 * row["roof"],
@@ -177,7 +159,9 @@ def _parser() -> cli.Parser:
     parser.add_argument("--impl", nargs="+", default=[], help="implementations; by default all that run here")
     parser.add_argument("--cases", choices=("small", "headline", "all"), default="headline", help="which shapes")
     parser.add_argument("--case", nargs="+", default=[], help="names of cases, instead of --cases")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="dtypes of the inputs")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=DTYPES, help="dtypes of the inputs; by default bfloat16 on a GPU, else float32"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="turns of every program; the median is reported")
     parser.add_argument("--skip-tests", action="store_true", help="measure without running the op's tests first")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for JSON and figures")
@@ -189,7 +173,9 @@ def _parser() -> cli.Parser:
 def main(argv: list[str]) -> None:
     """Command line."""
     options = _parser().parse_args(argv)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # peers need memory too
     cli.use_platform(options.platform)
+    options.dtype = options.dtype or ["bfloat16" if jax.default_backend() == "gpu" else "float32"]
     known = cases.discover()
     for name in options.op:
         if name not in known:
@@ -218,7 +204,7 @@ def _store(op: str, rows: list[dict[str, Any]], options: Any) -> None:
     roofs = {dtype: ceilings.measure(dtype) for dtype in options.dtype}
     path = options.out / f"{op}_{jax.default_backend()}.json"
     content = {
-        "environment": measure.environment(),
+        "environment": measure.environment() | {"peers": peers.versions()},
         "cases": options.case or options.cases,
         "rounds": options.rounds,
         "tests_skipped": options.skip_tests,

@@ -65,7 +65,7 @@ def test_rows(only_product):
 
 def test_refusals(only_product):
     with pytest.raises(UserError, match=r"chunkd.*did you mean 'chunked'"):
-        ops.usable(OP, ["chunkd"])
+        ops.usable(OP, OP.cases[0], ["chunkd"])
     with pytest.raises(ValueError, match="too small"):
         ops.benchmark(OP, OP.cases[:1], impls=("pallas_tpu",), rounds=1)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from seqmodels.axes import Array
 from seqmodels.ops import cases
+from seqmodels.ops.linear_attention.cases import HEADLINE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,5 +74,18 @@ CASES = (
     Case(name="cache_window", batch=2, length=3, size=8, value_size=8, cache=29, window=9),
     Case(name="training", batch=8, length=512, heads=8, kv_heads=8, size=64, value_size=64, large=True),
     Case(name="band", length=8192, heads=4, size=64, value_size=64, window=512, large=True),
+    *(
+        Case(
+            name=name,
+            batch=x["B"],
+            length=x["T"],
+            heads=x["H"],
+            kv_heads=x["H"],
+            size=x["K"],
+            value_size=x["V"],
+            large=True,
+        )
+        for name, x in HEADLINE
+    ),
     Case(name="decode", batch=8, length=1, heads=8, size=64, value_size=64, cache=4096, large=True),
 )

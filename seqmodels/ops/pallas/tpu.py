@@ -21,7 +21,7 @@ def supports(q: Array, k: Array, v: Array, log_decay: Array | None, chunk_size: 
     gates = log_decay is not None and log_decay.ndim == 4
     columns = (q, k, v, *([log_decay] if gates else []))
     layout = _layout(columns, _chunk_length(columns, chunk_size), 1, masked=True)
-    need = layout.vmem_bytes(gates)
+    need = _vmem_bytes(columns, layout.C)
     if need > VMEM_BYTES:
         return (
             f"blocks of {layout.heads} heads with K={layout.K}, V={layout.V} and {layout.C} tokens need about "
@@ -31,8 +31,17 @@ def supports(q: Array, k: Array, v: Array, log_decay: Array | None, chunk_size: 
 
 
 def _chunk_length(columns: tuple[Array, ...], chunk_size: int | None) -> int:
+    """By default the longest chunk of 256 (wide heads without vector decays), 128 or 64 tokens that fits."""
     q, _, v, *gates = columns
-    return chunk_length(q.shape[1], chunk_size or (256 if max(q.shape[3], v.shape[3]) > 128 and not gates else 128))
+    if chunk_size is None:
+        sizes = (256, 128, 64) if max(q.shape[3], v.shape[3]) > 128 and not gates else (128, 64)
+        fits = (size for size in sizes if _vmem_bytes(columns, chunk_length(q.shape[1], size)) <= VMEM_BYTES)
+        chunk_size = next(fits, sizes[-1])
+    return chunk_length(q.shape[1], chunk_size)
+
+
+def _vmem_bytes(columns: tuple[Array, ...], C: int) -> int:
+    return _layout(columns, C, 1, masked=True).vmem_bytes(len(columns) > 3)
 
 
 def _layout(columns: tuple[Array, ...], C: int, slots: int, masked: bool) -> Layout:
