@@ -168,7 +168,7 @@ def paper(size: str, variant: Variant, name: str) -> Experiment:
             made.optim, learning_rate=3e-4, warmup_steps=477 if large else 1024, weight_decay=0.01
         ),
         train=dataclasses.replace(
-            made.train, steps=47_684 if large else 30_720, batch_size=1024 if large else 256, seed=42
+            made.train, steps=47_680 if large else 30_720, batch_size=1024 if large else 256, seed=42
         ),
         eval=(RecallConfig(num_pairs=(4, 16, 64)), PerplexityConfig(max_tokens=2**20, buckets=1)),
     )

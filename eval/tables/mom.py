@@ -164,9 +164,15 @@ def markdown(rows: Rows) -> str:
         ours = [found.find(metric, variant=label(variant)) for _, metric in columns]
         costs = [found.find(metric, variant=label(variant)) for metric in MATCHED.values()]
         counts = [None if cost is None else f"{cost.mean:,.0f}" for cost in costs]
-        lines.append([label(variant), *ours, *counts, *PAPER_SCORES.get(variant, (None, None))])
+        lines.append([label(variant), *ours, *counts, *paper_scores(variant)])
     header = ["variant", *(name for name, _ in columns), *MATCHED, "paper: recall, 380M", "paper: common sense"]
     return f"{grid(header, lines)}\n\n{PAPER_WIDER} {PAPER_ACTIVATED}"
+
+
+def paper_scores(variant: Variant) -> list[str | None]:
+    """Recall and common sense at the smaller size, in percent."""
+    scores = PAPER_SCORES.get(variant)
+    return [None, None] if scores is None else [f"{score:.2f}" for score in scores]
 
 
 def draw(rows: Rows, figure: Any) -> None:
