@@ -97,7 +97,7 @@ def run(
       chunk_size: a power of two, or ``None`` for the default.
     """
     inputs = same_axes((columns, rows, state, segment_ids))
-    return _kernel(Call(backend, cell, num_segments, chunk_size, dispatch.interpretation()), *inputs)
+    return _traced_once(Call(backend, cell, num_segments, chunk_size, dispatch.interpretation()), *inputs)
 
 
 def same_axes(tree: Any) -> Any:
@@ -171,6 +171,7 @@ def _kernel_bwd(call, residuals, cotangents):
 
 
 _kernel.defvjp(_kernel_fwd, _kernel_bwd)
+_traced_once = jax.jit(_kernel, static_argnums=0)  # per shape, however many layers and programs call it
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
