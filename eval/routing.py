@@ -25,7 +25,7 @@ def choices(model: LanguageModel, params: Any, tokens: Array, segment_ids: Array
         capture_intermediates=lambda module, name: isinstance(module, Router),
         mutable=["intermediates"],
     )
-    stack = captured["intermediates"]["backbone"]["stack"]
+    stack = captured.get("intermediates", {"backbone": {"stack": {}}})["backbone"]["stack"]
     period, depth = len(model.cfg.pattern), model.cfg.depth
     found = {}
     for part, first in (("periods", 0), ("tail", depth - depth % period)):
