@@ -16,6 +16,7 @@ from seqmodels.train.state import place_state
 from seqmodels.train.step import make_step
 
 HBM = 16e9  # of a v5e chip
+CHUNKED = 1.23e9  # temporaries of the step below when the delta rule runs its chunked form
 
 
 def compile_step(topology: str, model_cfg: LMConfig, mesh_cfg: MeshConfig, batch_size: int, length: int):
@@ -79,4 +80,5 @@ def test_large_hybrid_fits_a_v5e_slice(no_compilation_cache, capsys):
     assert held < 1.3 * 3 * 4 * parameters / 256, "parameters and moments are not split over all chips"
     assert held + memory.temp_size_in_bytes < HBM
     assert memory.alias_size_in_bytes > 0.9 * held, "the state is not donated"
-    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3, "kernels are missing"
+    assert compiled.as_text().count("tpu_custom_call") == 3, "kernels are missing"
+    assert memory.temp_size_in_bytes < 1.05 * CHUNKED
