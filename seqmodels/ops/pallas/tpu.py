@@ -18,8 +18,7 @@ def supports(q: Array, k: Array, v: Array, log_decay: Array | None, chunk_size: 
     reason = refusal(q, k, v, chunk_size)
     if reason:
         return reason
-    gates = log_decay is not None and log_decay.ndim == 4
-    columns = (q, k, v, *([log_decay] if gates else []))
+    columns = (q, k, v) if log_decay is None or log_decay.ndim < 4 else (q, k, v, log_decay)
     layout = _layout(columns, _chunk_length(columns, chunk_size), 1, masked=True)
     need = _vmem_bytes(columns, layout.C)
     if need > VMEM_BYTES:
