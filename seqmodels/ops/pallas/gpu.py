@@ -86,7 +86,7 @@ class _Refs:
         self.columns = [refs.pop(0) for _ in cell.kinds]
         self.rows = [refs.pop(0) for _ in range(cell.rows)]
         self.marks = refs.pop(0) if sizes.masked else None
-        self.words = refs.pop(0) if sizes.routed else None
+        self.words: Any = refs.pop(0) if sizes.routed else None
         self.rest = refs
 
     def channels(self, kind: str, v: Any, axis: int) -> tuple[Array, Array | None]:
