@@ -172,10 +172,11 @@ def test_mamba_2_over_its_options(state_size):
             S[h] = np.exp(-dt[t, h] * np.exp(p["A_log"][h])) * S[h] + dt[t, h] * np.outer(B_t, u_t)
             o[t, h] = S[h].T @ C_t + p["D"][h] * u_t
     o, gate = o.reshape(T, E), silu(z)
-    norm = lambda x: (
-        ((groups := x.reshape(T, G, -1)) / np.sqrt(np.mean(groups**2, axis=-1, keepdims=True) + 1e-5)).reshape(T, E)
-        * p["norm"]["scale"]
-    )
+
+    def norm(x):
+        groups = x.reshape(T, G, -1)
+        return (groups / np.sqrt(np.mean(groups**2, axis=-1, keepdims=True) + 1e-5)).reshape(T, E) * p["norm"]["scale"]
+
     o = norm(o) * gate if cfg.norm_before_gate else norm(o * gate)
     assert relative_error(y[0], o @ p["out_proj"]["kernel"]) <= 1e-5
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seqmodels import ops
 from seqmodels.ops import linear_scan, selective_scan
 from seqmodels.ops.pallas.channel_layout import channel_blocks
+from seqmodels.sharding import MeshConfig, Partitioner, make_mesh
 from tests.ops.channel_cases import Scan, Selective, Size
 from tests.ops.tpu_cases import DOCUMENTS, SEGMENTS
 from tests.ops.tpu_kernels import (
@@ -140,6 +142,18 @@ def test_auto_takes_the_kernel_on_a_tpu_only(op):
     traced = jax.jit(jax.grad(lambda *args: jnp.sum(run(*args)[0]), argnums=(0, 1))).trace(x, x)
     assert has_mosaic_call(traced.lower(lowering_platforms=("tpu",)))
     assert not has_mosaic_call(traced.lower(lowering_platforms=("cpu",)))
+
+
+@pytest.mark.parametrize("problem", [Scan(T=20, D=8), Selective(T=20, D=8)], ids=["linear_scan", "selective_scan"])
+def test_a_mesh_splits_batch_and_channels(problem):
+    """Two devices along the batch, two along the channels; A, B and C are whole, their gradients summed."""
+    args, cotangents, options = problem.make()
+    expected = quick(problem.run("chunked", **options), args, cotangents)
+    partitioner = Partitioner(make_mesh(MeshConfig(data=2, tensor=2), jax.devices()[:4]))
+    with partitioner.activate(), ops.interpret_kernels():
+        found = quick(problem.run("pallas_tpu", **options), args, cotangents)
+    for value, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(value, wanted) <= 5e-6
 
 
 def test_refusals_say_why():

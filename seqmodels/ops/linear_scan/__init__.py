@@ -9,6 +9,7 @@ from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.ops import checks
 from seqmodels.ops.dispatch import Implementation, dispatch
 from seqmodels.ops.linear_scan import chunked, pallas_tpu, reference
+from seqmodels.ops.partition import Dims
 
 IMPLEMENTATIONS = {
     "pallas_tpu": Implementation(pallas_tpu.run, pallas_tpu.supports),
@@ -39,8 +40,8 @@ def linear_scan(
       segment_ids: ``[B,T]`` int32, 0 is padding; see ``docs/design.md``.
       num_segments: ``S``; ids lie in ``1..S`` (others are padding); each continues from, and returns, its own state.
       impl: an implementation's name, or ``"auto"``.
-      chunk_size: tokens per block of the chunked form, which bounds its temporaries, or per chunk of a kernel; ``None``:
-        no blocks, or the kernel's default.
+      chunk_size: tokens per block of the chunked form, which bounds its temporaries, or per chunk of a kernel.
+        ``None``: no blocks, or the kernel's default.
 
     Returns:
       ``h [B,T,...]`` in the dtype of `b` (complex when `a` is), zero at padding, and the state after the last token
@@ -66,10 +67,19 @@ def linear_scan(
         b,
         state,
         checks.canonical_ids(segment_ids, num_segments),
+        dims=_dims(len(trailing), num_segments),
         num_segments=num_segments,
         chunk_size=chunk_size,
     )
     return h.astype(out_dtype), after
+
+
+def _dims(trailing: int, num_segments: int | None) -> Dims:
+    """Axes of the implementations' arrays: the first channel axis is split over a mesh as heads are."""
+    channels = ["H", *(f"D{i}" for i in range(1, trailing))][:trailing]
+    column = " ".join(["B", "T", *channels])
+    state = " ".join(["B", *([] if num_segments is None else ["S"]), *channels])
+    return Dims((column, column, state, "B T"), (column, state))
 
 
 def _check(

@@ -21,7 +21,7 @@ def run(
     num_segments: int | None,
     chunk_size: int | None,
 ) -> tuple[Array, Array]:
-    """``a, b [B,T,...]`` -> ``(h [B,T,...], state)``: in b's dtype (the state's where `a` is complex), in the state's."""
+    """``(h [B,T,...], state)`` of ``a, b [B,T,...]``; h in b's dtype, or the state's where `a` is complex."""
     dtype = state.dtype if jnp.iscomplexobj(a) else b.dtype
     a, b = a.astype(state.dtype), b.astype(state.dtype)
     if segment_ids is None:

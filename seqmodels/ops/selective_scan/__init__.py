@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.ops import checks
 from seqmodels.ops.dispatch import Implementation, dispatch
+from seqmodels.ops.partition import Dims
 from seqmodels.ops.selective_scan import chunked, pallas_tpu, reference
 
 IMPLEMENTATIONS = {
@@ -17,22 +19,22 @@ IMPLEMENTATIONS = {
 
 
 def selective_scan(
-    x: Array,
-    dt: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None = None,
-    z: Array | None = None,
+    x: Float[Array, "B T D"],
+    dt: Float[Array, "B T D"],
+    A: Float[Array, "D N"],
+    B: Float[Array, "B T *G N"],
+    C: Float[Array, "B T *G N"],
+    D: Float[Array, "D"] | None = None,
+    z: Float[Array, "B T D"] | None = None,
     *,
-    delta_bias: Array | None = None,
+    delta_bias: Float[Array, "D"] | None = None,
     softplus: bool = False,
-    state: Array | None = None,
-    segment_ids: Array | None = None,
+    state: Float[Array, "B *S D N"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
     num_segments: int | None = None,
     impl: str = "auto",
     chunk_size: int | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B T D"], Float[Array, "B *S D N"]]:
     """``h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t``, ``y_t = (h_t C_t + D x_t) silu(z_t)``.
 
     Mamba (S6, arXiv:2312.00752) with the released code's input map ``dt B``, which is not exact zero-order hold. Every
@@ -82,11 +84,19 @@ def selective_scan(
         delta_bias,
         state,
         checks.canonical_ids(segment_ids, num_segments),
+        dims=_dims(grouped(B).shape[2], num_segments),
         softplus=softplus,
         num_segments=num_segments,
         chunk_size=chunk_size,
     )
     return y.astype(x.dtype), after
+
+
+def _dims(groups: int, num_segments: int | None) -> Dims:
+    """Axes of the implementations' arrays; channels are split over a mesh as heads are, and groups with them."""
+    column, rows = "B T H", "B T G N" if groups == 1 else "B T Hk N"
+    state = "B H N" if num_segments is None else "B S H N"
+    return Dims((column, column, "H N", rows, rows, "H", column, "H", state, "B T"), (column, state))
 
 
 def _check(
