@@ -24,7 +24,7 @@ CHUNK = 128  # tokens: as many as lanes, so that B and C fill them
 TILE = 16  # tokens, the rows of a register of bfloat16
 WIDTHS = (512, 384, 256, 128)  # channels of a block, if one of them divides
 BLOCK_STATES = 2**14  # elements of a block's state: a tile's backward step holds 32 of them
-PART_STATES = 2**18  # elements of a part's state in VMEM
+PART_STATES = 2**17  # elements of a part's state in VMEM
 
 
 @dataclasses.dataclass(frozen=True)
