@@ -93,6 +93,8 @@ class TrainConfig:
     """Steps between evaluations on held-out data; 0 evaluates at the end only, -1 never."""
     eval_batches: int = 16
     """Held-out batches per evaluation."""
+    report_length: int = 0
+    """Tokens that the model sees at once when a finished run is scored on the test files; 0 is the training length."""
     sample_every: int = 0
     """Steps between printed samples; 0 samples at the end only, -1 never."""
     sample_prompt: str = ""
@@ -107,7 +109,7 @@ class TrainConfig:
             _require(getattr(self, field) >= 1, f"train.{field}", getattr(self, field), "at least 1")
         for field in ("eval_every", "sample_every"):
             _require(getattr(self, field) >= -1, f"train.{field}", getattr(self, field), "at least -1")
-        for field in ("z_loss", "sample_temperature", "seed"):
+        for field in ("z_loss", "sample_temperature", "seed", "report_length"):
             _require(getattr(self, field) >= 0, f"train.{field}", getattr(self, field), "at least 0")
         _require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "at least 0 and below 1")
         if self.batch_size % self.accumulate:
