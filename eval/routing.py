@@ -17,7 +17,7 @@ BYTE_CLASSES = ("letter", "digit", "space", "other")
 
 def choices(model: LanguageModel, params: Any, tokens: Array, segment_ids: Array | None = None) -> dict[int, Array]:
     """The memories ``[B,T,k]`` int32 that every token uses, by layer; layers without a router are absent."""
-    _, captured = model.apply(
+    output: Any = model.apply(
         params,
         tokens,
         segment_ids=segment_ids,
@@ -25,7 +25,7 @@ def choices(model: LanguageModel, params: Any, tokens: Array, segment_ids: Array
         capture_intermediates=lambda module, name: isinstance(module, Router),
         mutable=["intermediates"],
     )
-    stack = captured.get("intermediates", {"backbone": {"stack": {}}})["backbone"]["stack"]
+    stack = output[1].get("intermediates", {"backbone": {"stack": {}}})["backbone"]["stack"]
     period, depth = len(model.cfg.pattern), model.cfg.depth
     found = {}
     for part, first in (("periods", 0), ("tail", depth - depth % period)):
@@ -51,10 +51,9 @@ def shares(choice: Array, num_memories: int, classes: Array | None = None, num_c
       classes: ``[B,T]`` in ``0 .. num_classes-1``, other values are left out; ``None``: one class of all tokens.
       num_classes: rows of the result.
     """
-    choice = np.asarray(choice)
-    classes = np.zeros(choice.shape[:2], np.int32) if classes is None else np.asarray(classes)
-    chosen = np.eye(num_memories)[choice].sum(axis=2)  # [B,T,M]
-    counts = np.stack([chosen[classes == c].sum(axis=0) for c in range(num_classes)])
+    chosen = np.eye(num_memories)[np.asarray(choice)].sum(axis=2)  # [B,T,M]
+    of = np.zeros(chosen.shape[:2], np.int32) if classes is None else np.asarray(classes)
+    counts = np.stack([chosen[of == c].sum(axis=0) for c in range(num_classes)])
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
@@ -65,8 +64,8 @@ def byte_classes(tokens: Array) -> np.ndarray:
         kinds = (chr(byte).isalpha() or byte == ord("_") or byte > 127, chr(byte).isdigit(), chr(byte).isspace())
         if any(kinds):
             table[byte] = kinds.index(True)
-    tokens = np.asarray(tokens)
-    return np.where(tokens < 256, table[np.minimum(tokens, 255)], -1)
+    ids = np.asarray(tokens)
+    return np.where(ids < 256, table[np.minimum(ids, 255)], -1)
 
 
 def plot_history(steps: Sequence[int], history: Mapping[str, np.ndarray]) -> Figure:

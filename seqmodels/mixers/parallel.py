@@ -9,6 +9,8 @@ attention. Here every branch has all of its own projections; where a paper share
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -117,8 +119,8 @@ class Parallel(Mixer):
                 y = RMSNorm(eps=cfg.norm_eps, param_dtype=self.param_dtype, name=f"branch_norm_{i}")(y)
             outputs.append(parts.wide(y))
             states.append(after)
-        mixed = sum(factor * y for factor, y in zip(self._factors(outputs[0]), outputs, strict=True))
-        return mixed.astype(self.dtype), ParallelState(cursor, tuple(states)), auxes
+        terms = [factor * y for factor, y in zip(self._factors(outputs[0]), outputs, strict=True)]
+        return functools.reduce(operator.add, terms).astype(self.dtype), ParallelState(cursor, tuple(states)), auxes
 
     @nn.nowrap
     def _factors(self, like: Array) -> list[Any]:

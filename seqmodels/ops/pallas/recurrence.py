@@ -297,6 +297,7 @@ def _backward_kernel(layout: Layout, cell: Any, position: _Position, *refs: Any)
             )
             held[group, :, at] = before
             for r, d_row in enumerate(d_head_rows):
+                assert d_rows is not None  # the cell has rows
                 d_rows[0, head, 0, r : r + 1] = where(inputs.real, d_row)
             for index, (kind, gradient) in enumerate(zip(cell.kinds, gradients)):
                 if kind == "key":
