@@ -143,7 +143,6 @@ def experiment(scale: str, task: str, mixer: str, ratio: str, rate: float, seed:
         depth=size.depth,
         pattern=evenly(linear, attention, size.depth, full),
         vocab_size=-(-data.vocab_size // 8) * 8,
-        scan=scale == "gpu",  # unrolled steps are faster on a CPU
     )
     return small(name, model, data, budget(scale, task), rate, seed, question(scale, task))
 

@@ -130,7 +130,7 @@ def experiment(scale: str, variant: Variant, rate: float, seed: int, name: str) 
     """A cell of a small scale: MQAR, blocks without MLP."""
     size = SIZES[scale]
     block = BlockConfig(mixer(variant, size.num_heads, size.head_dim, size.wide), mlp=None)
-    model = LMConfig(size.dim, size.depth, (block,), vocab_size=size.vocab_size, scan=scale == "gpu")
+    model = LMConfig(size.dim, size.depth, (block,), vocab_size=size.vocab_size)
     data = mqar(size.vocab_size, size.seq_len, size.num_pairs)
     return small(name, model, data, size.budget, rate, seed, recall(size.examples))
 

@@ -83,13 +83,7 @@ def variants(config: MixerConfig, size: Size) -> list[MixerConfig]:
 def experiment(scale: str, mixer: MixerConfig, rate: float, seed: int, name: str) -> Experiment:
     """A cell: blocks of the mixer without MLP."""
     size = SIZES[scale]
-    model = LMConfig(
-        size.dim,
-        size.depth,
-        (BlockConfig(mixer, mlp=None),),
-        vocab_size=size.vocab_size,
-        scan=scale in ("gpu", "paper"),  # unrolled steps are faster on a CPU
-    )
+    model = LMConfig(size.dim, size.depth, (BlockConfig(mixer, mlp=None),), vocab_size=size.vocab_size)
     data = mqar(size.vocab_size, size.seq_len, size.num_pairs)
     return small(name, model, data, size.budget, rate, seed, recall(size.examples))
 

@@ -79,7 +79,7 @@ class Rows:
           NotMeasured: there is none with that metric.
           ValueError: `labels` name more than one entry of the table.
         """
-        rows = [row for row in self.where(**labels) if self.select in row]
+        rows = [row for row in self.where(None, **labels) if self.select in row]
         if not rows:
             raise NotMeasured(", ".join(f"{name}={value}" for name, value in labels.items()) or "no cell")
         entries = {tuple(item for item in row.items() if is_label(item[0]) and item[0] not in VARIED) for row in rows}
