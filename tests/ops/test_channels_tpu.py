@@ -81,6 +81,7 @@ def test_padding_is_inert_even_if_it_is_not_a_number():
         assert not np.asarray(leaf)[pad].any()
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_those_of_the_chunked_form():
     x, dt, A, B, C, _ = Selective(T=20, gated=False).make()[0]
 
