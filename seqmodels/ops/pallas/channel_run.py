@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -38,7 +39,7 @@ class Call(NamedTuple):
     interpret: Interpretation | None
 
 
-def refusal(columns: dict[str, Array], state: Array, groups: int, chunk_size: int | None) -> str | None:
+def refusal(columns: Mapping[str, Any], state: Any, groups: int, chunk_size: int | None) -> str | None:
     """Why the kernels cannot take a call with these columns by name and this state ``[...,D,R]``, or ``None``."""
     for name, x in columns.items():
         if x.dtype not in (jnp.float32, jnp.bfloat16):

@@ -27,7 +27,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from seqmodels.axes import Array
 from seqmodels.ops.dispatch import Interpretation
-from seqmodels.ops.pallas import recurrence
+from seqmodels.ops.pallas import grid
 from seqmodels.ops.pallas.algebra import where
 from seqmodels.ops.pallas.channel_layout import TILE, Layout
 from seqmodels.ops.pallas.run import like
@@ -213,7 +213,7 @@ def _call(
     prefetch = [] if operands.route is None else [operands.route]
 
     def body(*refs):
-        position = recurrence._position(specs, refs[0] if prefetch else None)
+        position = grid.position(specs.layout.chunks, specs.reverse, refs[0] if prefetch else None)
         kernel(position, *refs[len(prefetch) :])
 
     return pl.pallas_call(
@@ -229,7 +229,7 @@ def _call(
         # States that no chunk visits must come out as they went in.
         input_output_aliases={len(prefetch) + len(inputs) - 1: state_out} if prefetch else {},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
-        interpret=recurrence._interpreter(interpret),
+        interpret=grid.interpreter(interpret),
         name=name,
     )(*prefetch, *[x for _, x in inputs])
 
@@ -307,7 +307,7 @@ def _forward_kernel(layout: Layout, cell: Any, position: Any, *refs: Any) -> Non
 
         held[block] = jax.lax.fori_loop(0, layout.C // TILE, step, held[block])
 
-    recurrence._when(position.live, run)
+    grid.when(position.live, run)
 
     @pl.when(position.last)
     def _():
@@ -357,7 +357,7 @@ def _backward_kernel(layout: Layout, cell: Any, position: Any, *refs: Any) -> No
         for ref, total in zip(sums, vectors):
             ref[block] += total
 
-    recurrence._when(position.live, run)
+    grid.when(position.live, run)
 
     @pl.when(pl.program_id(2) == layout.chunks - 1)
     def _():

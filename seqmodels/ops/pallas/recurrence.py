@@ -24,6 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from seqmodels.axes import Array
 from seqmodels.ops.dispatch import Interpretation
+from seqmodels.ops.pallas import grid
 from seqmodels.ops.pallas.algebra import chunk_marks, where
 from seqmodels.ops.pallas.layout import Layout
 from seqmodels.ops.pallas.run import like
@@ -37,15 +38,6 @@ class Operands(NamedTuple):
     marks: Array | None
     route: Array | None
     state: Array
-
-
-class _Position(NamedTuple):
-    """Where a grid step is."""
-
-    first: Any  # the sequence (or segment) begins with this chunk
-    last: Any
-    live: Any  # False in a chunk without tokens
-    group: Any  # index of the block of value heads
 
 
 def forward(
@@ -169,7 +161,7 @@ def _call(
     prefetch = [] if operands.route is None else [operands.route]
 
     def body(*refs):
-        position = _position(specs, refs[0] if prefetch else None)
+        position = grid.position(specs.layout.chunks, specs.reverse, refs[0] if prefetch else None)
         kernel(position, *refs[len(prefetch) :])
 
     return pl.pallas_call(
@@ -185,29 +177,9 @@ def _call(
         # States that no chunk visits must come out as they went in.
         input_output_aliases={len(prefetch) + len(inputs) - 1: state_out} if prefetch else {},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
-        interpret=_interpreter(interpret),
+        interpret=grid.interpreter(interpret),
         name=name,
     )(*prefetch, *[x for _, x in inputs])
-
-
-def _interpreter(how: Interpretation | None) -> Any:
-    return pltpu.InterpretParams(detect_races=True) if how and how.races else how is not None
-
-
-def _position(specs: _Specs, route: Any) -> _Position:
-    n, group = specs.chunk(pl.program_id(2)), pl.program_id(3)
-    if route is None:
-        return _Position(n == 0, n == specs.layout.chunks - 1, True, group)
-    word = route[pl.program_id(0) * specs.layout.chunks + n]
-    return _Position((word & 2) != 0, (word & 1) != 0, (word & 4) != 0, group)
-
-
-def _when(condition: Any, run: Callable[[], None]) -> None:
-    """`run` where `condition` holds, without a branch if it is known to."""
-    if condition is True:
-        run()
-    else:
-        pl.when(condition)(run)
 
 
 class _Inputs:
@@ -244,7 +216,7 @@ class _Inputs:
         ref[0, :, at * width : (at + 1) * width] = where(self.marks.real, value).astype(ref.dtype)
 
 
-def _forward_kernel(layout: Layout, cell: Any, position: _Position, *refs: Any) -> None:
+def _forward_kernel(layout: Layout, cell: Any, position: grid.Position, *refs: Any) -> None:
     inputs = _Inputs(layout, cell, refs)
     state, out, state_out, *saved, held = inputs.rest
     group = position.group
@@ -264,14 +236,14 @@ def _forward_kernel(layout: Layout, cell: Any, position: _Position, *refs: Any) 
             held[group, :, at] = after
             inputs.store(out, "value", head, result)
 
-    _when(position.live, chunk)
+    grid.when(position.live, chunk)
 
     @pl.when(position.last)
     def _():
         state_out[0, 0, group] = held[group]
 
 
-def _backward_kernel(layout: Layout, cell: Any, position: _Position, *refs: Any) -> None:
+def _backward_kernel(layout: Layout, cell: Any, position: grid.Position, *refs: Any) -> None:
     inputs = _Inputs(layout, cell, refs)
     d_out, states, d_state, *rest = inputs.rest
     d_columns, rest = rest[: len(cell.kinds)], rest[len(cell.kinds) :]
@@ -306,7 +278,7 @@ def _backward_kernel(layout: Layout, cell: Any, position: _Position, *refs: Any)
                     inputs.store(d_columns[index], kind, head, gradient)
         sums.write(inputs, d_columns, shared, group)
 
-    _when(position.live, chunk)
+    grid.when(position.live, chunk)
 
     @pl.when(position.first)
     def _():

@@ -57,8 +57,9 @@ class SelectiveCell:
         (x, dt, *z), (A, *vectors) = inputs.columns, inputs.vectors
         D, bias = self._optional([row[0] for row in vectors])
         options = {"softplus": self.softplus, "num_segments": num_segments, "chunk_size": None}
-        arguments = (x, dt, A.T, *inputs.shared, D, z[0] if z else None, bias, inputs.state, segment_ids)
-        y, state = chunked.run(*arguments, **options)
+        B, C = inputs.shared
+        z = z[0] if z else None
+        y, state = chunked.run(x, dt, A.T, B, C, D, z, bias, inputs.state, segment_ids, **options)
         return (y,), state
 
     def _optional(self, vectors: list[Array]) -> tuple[Array | None, Array | None]:

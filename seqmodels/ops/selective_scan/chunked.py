@@ -62,7 +62,7 @@ def run(
     """As the op, with B and C ``[B,T,G,N]`` and a state; outputs in the dtype of `x`."""
     T, G, size = x.shape[1], B.shape[2], chunk_length(chunk_size, x.shape[1])
     split = lambda leaf: leaf.reshape(*leaf.shape[:-1], G, -1)  # noqa: E731
-    inputs: tuple = (split(x), split(dt), B, C, None if z is None else split(z))
+    inputs = (split(x), split(dt), B, C, None if z is None else split(z))
     parameters = Parameters(
         split(A.astype(state.dtype).T).swapaxes(0, 1)[None],
         *(None if leaf is None else split(leaf.astype(state.dtype))[None] for leaf in (D, delta_bias)),
@@ -99,7 +99,8 @@ def _walk(parameters, inputs, ids, fresh, state, resets, *, size, softplus):
     B, T = inputs[0].shape[:2]
     spare = -T % size
     ids = jnp.ones((B, T), jnp.int32) if ids is None and spare else ids
-    tokens = Tokens(*inputs, None if ids is None else ids != 0, fresh)
+    x, dt, inward, outward, z = inputs
+    tokens = Tokens(x, dt, inward, outward, z, None if ids is None else ids != 0, fresh)
 
     def time_major(leaf: Array) -> Array:  # [chunks,C,B,...]
         leaf = jnp.pad(leaf, ((0, 0), (0, spare), *[(0, 0)] * (leaf.ndim - 2)))
@@ -127,15 +128,13 @@ def _chunk(parameters: Parameters, state: Array, tokens: Tokens, softplus: bool)
     """The state after a chunk, and its outputs ``[C,B,G,M]`` in the dtype of ``tokens.x``."""
     A, D, bias = parameters
     real, dtype = tokens.real, tokens.x.dtype
-    x, dt, B, C, z = (
-        None if leaf is None else _where(real, leaf.astype(state.dtype))
-        for leaf in (tokens.x, tokens.dt, tokens.B, tokens.C, tokens.z)
-    )
+    wide = lambda leaf: _where(real, leaf.astype(state.dtype))  # noqa: E731
+    x, dt, B, C = map(wide, (tokens.x, tokens.dt, tokens.B, tokens.C))
     dt = dt if bias is None else dt + bias[None]
     dt = _where(real, jax.nn.softplus(dt) if softplus else dt)
     state, y = jax.lax.platform_dependent(A, state, (dt, dt * x, B, C, tokens.fresh), cpu=_stepwise, default=_parallel)
     y = y if D is None else y + D[None] * x
-    y = y if z is None else y * jax.nn.silu(z)
+    y = y if tokens.z is None else y * jax.nn.silu(wide(tokens.z))
     return state, _where(real, y).astype(dtype)
 
 
