@@ -3,7 +3,7 @@
 An op hands `dispatch` its implementations; each has ``supports(*args, **kwargs)``, which returns ``None`` or the reason
 why it cannot serve the call. ``impl="auto"`` takes, for the platform that the program is *lowered* for, the first of
 kernel, chunked, reference that serves. An explicit name never falls back: it raises the reason. On a mesh a kernel runs
-inside `jax.shard_map`, see `partition`.
+inside `jax.shard_map`, see `partition`. Kernels of platforms that this installation has no compiler for are not traced.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import importlib.metadata
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -90,7 +92,9 @@ def dispatch(
     if impl != "auto":
         if impl not in implementations:
             known = ", ".join(["auto", *implementations])
-            raise ValueError(f"{op}: impl={impl!r} is unknown, expected one of {known}{suggest(impl, implementations)}")
+            raise ValueError(
+                f"{op}: impl={impl!r} is unknown, expected one of {known}{suggest(str(impl), implementations)}"
+            )
         run = serve(impl)
         if isinstance(run, str):
             raise ValueError(f"{op}: impl={impl!r} refuses this call: {run}; use impl='auto'")
@@ -102,7 +106,8 @@ def dispatch(
     if forced:
         return run(*args)
     special = {}
-    for platform, kernel in KERNELS.items():
+    for platform in compilers():
+        kernel = KERNELS[platform]
         found = serve(kernel) if kernel in implementations else "there is none"
         if isinstance(found, str):
             logger.debug("%s: %s refused: %s", op, kernel, found)
@@ -110,6 +115,14 @@ def dispatch(
             special[platform] = found
     _log_once(op, default, tuple(f"{p}:{KERNELS[p]}" for p in special))
     return jax.lax.platform_dependent(*args, default=run, **special) if special else run(*args)
+
+
+@functools.cache
+def compilers() -> tuple[str, ...]:
+    """The platforms of `KERNELS` that this installation can compile for: JAX has the plugin (for TPUs, libtpu)."""
+    plugins = [entry.name for entry in importlib.metadata.entry_points(group="jax_plugins")]
+    found = {"tpu": importlib.util.find_spec("libtpu") is not None, "cuda": any("cuda" in name for name in plugins)}
+    return tuple(platform for platform in KERNELS if found[platform])
 
 
 def _first(op: str, names: list[str], serve: Callable[[str], Callable[..., Any] | str]) -> tuple[str, Callable]:
