@@ -101,7 +101,7 @@ def clear(run_dir: Path) -> None:
     Raises:
       UserError: the directory holds something else.
     """
-    if not run_dir.exists() or not any(run_dir.iterdir()):
+    if not run_dir.exists() or (run_dir.is_dir() and not any(run_dir.iterdir())):
         return
     if not (run_dir / "config.json").is_file() and not (run_dir / "checkpoints").is_dir():
         raise UserError(f"--replace: {str(run_dir)!r} is not a run directory; choose another --run-dir")
@@ -117,7 +117,7 @@ def report(experiment: Experiment, result: FitResult) -> None:
     if not text:
         return
     print(f"evaluating on {len(data.documents()['test'])} held-out files ({len(text) / 1e6:.2f} MB) ...", flush=True)
-    task = PerplexityConfig(length=experiment.train.report_length or None)
+    task = PerplexityConfig().of_run(experiment.train.report_length)
     ours = task.run(experiment.model.make(), result.state.params, data)["perplexity/bits_per_byte"]
     compressors = {"zlib": len(zlib.compress(text, 9)), "lzma": len(lzma.compress(text, preset=9))}
     for name, size in compressors.items():

@@ -96,7 +96,7 @@ def _blaming(file: Path, what: str) -> Iterator[None]:
     """Turn any exception into a `UserError` that names `file`, the line in it and the cause."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         own = {str(file), str(file.absolute()), str(file.resolve())}
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
         if isinstance(error, SyntaxError) and error.filename in own:
@@ -156,7 +156,8 @@ def _wide_terminal() -> Iterator[None]:
 def _gist(box: str) -> str:
     """What the first paragraph of tyro's boxed message says, in one line."""
     lines = [line.strip("│╭╮╰╯ \n") for line in box.splitlines()]
-    body = list(itertools.takewhile(lambda line: not line.startswith("──"), lines[1:]))
+    is_rule = lambda line: len(line) > 1 and not line.strip("─-")  # noqa: E731  tyro draws in ASCII where UTF-8 may fail
+    body = list(itertools.takewhile(lambda line: not is_rule(line), itertools.dropwhile(is_rule, lines[1:])))
     text = " ".join(" ".join(body).split()).removeprefix("Error parsing ")
     return text if text.endswith("--help") else f"{text.rstrip('.')}; --help shows what each field takes"
 
@@ -304,7 +305,11 @@ def _decode(tree: Any, path: str, source: str) -> Any:
         field = known[name]
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}: {kind.__name__} needs field {name!r}, which is missing; add it")
-    return kind(**{name: _decode(tree[name], f"{path}.{name}", source) for name in tree if name != CLASS})
+    inside = {name: _decode(tree[name], f"{path}.{name}", source) for name in tree if name != CLASS}
+    hints = typing.get_type_hints(kind)
+    for name, value in inside.items():  # before the class's own checks, which take the types for granted
+        _check(value, hints[name], f"{path}.{name}".lstrip("."))
+    return kind(**inside)
 
 
 def _find_class(key: str, where: str) -> Any:

@@ -58,6 +58,9 @@ def place(tmp_path, monkeypatch):
         "empty/a.txt": "",
         "prompts.txt": "one\n\nthree\n",
         "old/config.json": "",
+        "leaves.py": "import sys\nsys.exit(3)\n",
+        "a_file": "mine",
+        "typed/config.json": "",
         "damaged/config.json": "{",
         "other/notes.txt": "mine",
     }
@@ -67,7 +70,9 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "latin").mkdir()
     (tmp_path / "latin/a.txt").write_bytes("naïve\n".encode("latin-1") * 100)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "old/config.json").write_text(to_json(load("exp.py")))
+    config = to_json(load("exp.py"))
+    (tmp_path / "old/config.json").write_text(config)
+    (tmp_path / "typed/config.json").write_text(config.replace('"dim": 32', '"dim": "wide"'))
     return tmp_path
 
 
@@ -125,6 +130,16 @@ MISTAKES: dict[str, tuple[str, str, list[str]]] = {
     "config without get_config": ("train.py", "--config none.py", ["'none.py'", "get_config()", "an Experiment"]),
     "config with a syntax error": ("train.py", "--config broken.py", ["'broken.py'", "line 1", "SyntaxError"]),
     "config that raises": ("train.py", "--config raises.py", ["'raises.py'", "line 1", "no_such_module"]),
+    "config that leaves": ("train.py", "--config leaves.py", ["'leaves.py'", "line 2", "SystemExit: 3"]),
+    "name that leads elsewhere": ("train.py", f"{EXP} --name ../b", ["name='../b'", "one folder", "--name"]),
+    "endless learning rate": (
+        "train.py", f"{EXP} --optim.learning-rate inf", ["optim.learning_rate=inf", "finite", "--optim.learning-rate"],
+    ),
+    "initialisation is not a number": (
+        "train.py", f"{EXP} --model.init-std nan", ["model.init_std=nan", "finite", "--model.init-std"],
+    ),
+    "negative epsilon": ("train.py", f"{EXP} --model.pattern.0.norm-eps -1", ["norm_eps=-1.0", "pattern.0", "1e-6"]),
+    "replace a file": ("train.py", f"{EXP} --run-dir a_file --replace", ["'a_file'", "not a run", "--run-dir"]),
     "run exists": ("train.py", f"{EXP} --run-dir old", ["old", "holds a run already", "--resume"]),
     "replace what is no run": ("train.py", f"{EXP} --run-dir other --replace", ["'other'", "not a run", "--run-dir"]),
     "resume another architecture": (
@@ -138,6 +153,7 @@ MISTAKES: dict[str, tuple[str, str, list[str]]] = {
     "resume and replace": ("train.py", f"{EXP} --resume old --replace", ["--resume", "--replace", "one of them"]),
     "resume without saying what": ("train.py", "--resume", ["--resume", "RUN_DIR"]),
     "damaged config.json": ("train.py", "--resume damaged", ["config.json", "line 1", "restore"]),
+    "wrong type in config.json": ("train.py", "--resume typed", ["model.dim='wide'", "int"]),
     "describe on impossible devices": (
         "-m seqmodels.describe", f"{EXP} --mesh.fsdp 4 --devices 6", ["--devices 6", "4", "multiple"],
     ),

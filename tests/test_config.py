@@ -1,6 +1,7 @@
 """Experiment files, overrides and JSON."""
 
 import dataclasses
+import io
 import json
 import math
 from typing import Any, Literal
@@ -220,3 +221,15 @@ def test_bad_files_are_told_in_one_line(tmp_path, text, message):
 def test_missing_file_suggests_its_neighbour():
     with pytest.raises(UserError, match=r"did you mean 'configs/quickstart\.py'"):
         load("configs/quikstart.py")
+
+
+def test_a_mistake_reads_the_same_where_boxes_are_drawn_in_ascii(monkeypatch):
+    """tyro draws its boxes by the encoding of stdout, which is not utf-8 in notebooks and in many containers."""
+    told = []
+    for encoding in ("utf-8", "ascii"):
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        with pytest.raises(UserError) as error:
+            override(get_config(), ["--model.dim", "0"])
+        told.append(str(error.value))
+    assert told[0] == told[1] and "--" * 3 not in told[0]
+    assert told[0].startswith("model: model.dim=0 must be at least 1")

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ def split_by_name(documents: Sequence[Document], valid: float, test: float) -> S
     total = sum(len(document.text) for document in documents)
     room = {"valid": valid * total, "test": test * total}
     splits: dict[str, list[Document]] = {split: [] for split in SPLITS}
-    for document in sorted(documents, key=lambda d: hashlib.sha256(d.name.encode()).digest()):
+    for document in sorted(documents, key=lambda d: hashlib.sha256(os.fsencode(d.name)).digest()):
         fitting = (split for split in room if document.text and len(document.text) <= room[split])
         split = next(fitting, "train")
         splits[split].append(document)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from seqmodels.axes import Array
+from seqmodels.errors import UserError
 from seqmodels.layers.mlp import MLP, MLPConfig
 from seqmodels.layers.norm import RMSNorm
 from seqmodels.mixers.base import Context, Mixer, MixerConfig
@@ -24,6 +26,10 @@ class BlockConfig:
     """Mixes features; ``None`` leaves it out (Mamba)."""
     norm_eps: float = 1e-6
     """Added to the mean square in both norms."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.norm_eps < math.inf:
+            raise UserError(f"norm_eps={self.norm_eps} of a block must be at least 0 and finite; set norm_eps to 1e-6")
 
     def make_mixer(self, dim: int, **kwargs: Any) -> Mixer:
         """The mixer module for model width `dim`."""

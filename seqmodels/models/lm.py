@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -44,6 +45,10 @@ class BackboneConfig:
         for field in ("dim", "depth"):
             if getattr(self, field) < 1:
                 raise UserError(f"model.{field}={getattr(self, field)} must be at least 1; set --model.{field}")
+        for field in ("norm_eps", "init_std"):
+            value, flag = getattr(self, field), field.replace("_", "-")
+            if not 0 <= value < math.inf:
+                raise UserError(f"model.{field}={value} must be at least 0 and finite; set --model.{flag}")
         if not self.pattern:
             raise UserError("model.pattern=() is empty; give at least one BlockConfig")
 
@@ -79,7 +84,7 @@ class LMConfig(BackboneConfig):
         super().__post_init__()
         if self.vocab_size < 1:
             raise UserError(f"model.vocab_size={self.vocab_size} must be at least 1; set --model.vocab-size")
-        if self.softcap is not None and self.softcap <= 0:
+        if self.softcap is not None and not self.softcap > 0:
             raise UserError(f"model.softcap={self.softcap} must be positive or None; set --model.softcap")
 
     def make(self) -> LanguageModel:

@@ -21,6 +21,7 @@ def match(name: str, array: Any, axes: str, sizes: dict[str, int]) -> None:
     Raises:
       ValueError: wrong rank or size.
     """
+    is_array(name, array)
     letters = axes.split()
     shape = tuple(jnp.shape(array))
     if len(shape) == len(letters):
@@ -32,6 +33,12 @@ def match(name: str, array: Any, axes: str, sizes: dict[str, int]) -> None:
     known_sizes = ", ".join(f"{letter}={sizes[letter]}" for letter in letters if letter in sizes)
     wanted = f"[{','.join(letters)}]" + (f" with {known_sizes}" if known_sizes else "")
     raise ValueError(f"{name} has shape {shape}, expected {wanted}; reshape it or fix the argument it disagrees with")
+
+
+def is_array(name: str, value: Any) -> None:
+    """`value` has a shape: lists and tuples are refused here, not deep inside JAX."""
+    if not hasattr(value, "shape"):
+        raise ValueError(f"{name} is a {type(value).__name__}, expected an array; pass jnp.asarray({name})")
 
 
 def floating(**arrays: Any) -> None:
@@ -87,9 +94,12 @@ def matrix_recurrence(
     sizes: dict[str, int] = {}
     match("q", q, "B T Hk K", sizes)
     match("k", k, "B T Hk K", sizes)
+    if sizes["K"] == 0:
+        raise ValueError(f"q and k have shape {jnp.shape(q)}, expected at least one feature; K=0 leaves no state")
     match("v", v, "B T H V", sizes)
     multiple("heads of v", sizes["H"], "heads of q and k", sizes["Hk"])
     if log_decay is not None:
+        is_array("log_decay", log_decay)
         axes = DECAY_AXES.get(jnp.ndim(log_decay))
         if axes is None:
             shape = jnp.shape(log_decay)

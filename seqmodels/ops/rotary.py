@@ -30,7 +30,7 @@ def rotary(
       ``[B,T,H,K]`` in the dtype of `x`. Angles are computed in float32 (float64 for float64 inputs).
 
     Raises:
-      ValueError: shapes do not fit, or `dim` is odd or larger than ``K``.
+      ValueError: shapes do not fit, `dim` is odd or larger than ``K``, or `base` is not positive.
     """
     if x.ndim != 4:
         raise ValueError(f"rotary: x has shape {x.shape}, expected [B,T,H,K]")
@@ -39,6 +39,8 @@ def rotary(
     dim = x.shape[-1] if dim is None else dim
     if dim % 2 or not 0 < dim <= x.shape[-1]:
         raise ValueError(f"rotary: dim={dim}, expected an even number in 2..{x.shape[-1]} (the last axis of x)")
+    if not base > 0:
+        raise ValueError(f"rotary: base={base}, expected a positive number such as 10000.0")
     dtype = accumulate_dtype(x)
     frequency = jnp.asarray(float(base) ** (-np.arange(0, dim, 2) / dim), dtype)  # [dim/2]
     angle = positions.astype(dtype)[..., None, None] * jnp.expand_dims(frequency, tuple(range(positions.ndim + 1)))

@@ -6,6 +6,7 @@ The docstring under every field is what ``--help`` prints.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from seqmodels.data.base import Dataset
@@ -59,7 +60,7 @@ class OptimConfig:
     """Global gradient norm above which gradients are scaled down; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "positive")
+        _require(0 < self.learning_rate < math.inf, "optim.learning_rate", self.learning_rate, "positive and finite")
         _require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "at least 0")
         for field in ("final_fraction", "decay_fraction"):
             value = getattr(self, field)
@@ -180,3 +181,7 @@ class Experiment:
     """Numbers."""
     eval: tuple[Any, ...] = ()
     """Tasks with ``run(model, params, data) -> dict[str, float]``, run after every evaluation on held-out data."""
+
+    def __post_init__(self) -> None:
+        plain = self.name.strip() not in ("", ".", "..") and not {"/", "\\", "\0"} & set(self.name)
+        _require(plain, "name", self.name, "the name of one folder, such as 'hybrid'")

@@ -130,3 +130,12 @@ def test_mistakes_are_told_in_one_line(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             TextFiles(**fields).make("valid", batch_size=1)
         assert "\n" not in str(caught.value)
+
+
+def test_file_names_need_not_be_utf8(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.txt", b"new\nline.txt", b"-dash.txt"):
+        with open(bytes(tmp_path) + b"/" + name, "w") as file:
+            file.write("some text\n" * 50)
+    corpus = TextFiles(paths=(str(tmp_path),), seq_len=16)
+    assert sum(len(corpus.bytes_of(split)) for split in SPLITS) == 3 * 500
+    assert len(corpus.fingerprint()["splits"]["train"]["sha256"]) == 64

@@ -190,6 +190,9 @@ def test_cases_are_calls(case):
         ({"chunk_size": 12}, "chunk_size=12 is not a power of two"),
         ({"chunk_size": -1}, "chunk_size=-1 is not a positive int"),
         ({"impl": "chunkd"}, "did you mean 'chunked'"),
+        ({"impl": None}, "impl=None is unknown"),
+        ({"log_decay": [-0.1, -0.1]}, "log_decay is a list, expected an array"),
+        ({"q": np.zeros((2, 5, 2, 0)), "k": np.zeros((2, 5, 2, 0))}, "K=0"),
     ],
 )
 def test_errors_name_the_argument(change, message):
@@ -198,6 +201,13 @@ def test_errors_name_the_argument(change, message):
     with pytest.raises(ValueError, match=message) as caught:
         ops.linear_attention(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 2, 4), (2, 0, 2, 4), (2, 5, 2, 0)])
+def test_nothing_to_compute(shape):
+    v, qk = np.zeros(shape, np.float32), np.zeros((*shape[:3], 4), np.float32)
+    for out, state in (ops.linear_attention(qk, qk, v), ops.delta_rule(qk, qk, v, v.sum(-1))):
+        assert out.shape == shape and state.shape == (shape[0], 2, 4, shape[3])
 
 
 def test_one_jitted_call_serves_every_mask():

@@ -63,3 +63,8 @@ def test_dtypes_and_no_tokens():
 def test_bad_input_is_refused(shape, positions, dim, message):
     with pytest.raises(ValueError, match=message):
         rotary(jnp.ones(shape), jnp.ones(positions, jnp.int32), dim=dim)
+
+
+def test_a_base_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match="base=0"):
+        rotary(jnp.ones((2, 3, 1, 4)), jnp.arange(3), base=0.0)

@@ -63,7 +63,7 @@ def delta_rule(
     checks.match("beta", beta, "B T H", sizes)
     checks.floating(beta=beta)
     state = checks.initial_state(state, q, k, v, num_segments)
-    if q.shape[1] == 0:
+    if v.size == 0:  # no tokens, rows or features
         return jnp.zeros_like(v), state
     if q.shape[1] == 1 and impl == "auto":
         impl = "reference"  # one step of decoding needs no K x K transition

@@ -61,7 +61,7 @@ def linear_attention(
     """
     checks.matrix_recurrence(q, k, v, log_decay, state, segment_ids, num_segments, chunk_size)
     state = checks.initial_state(state, q, k, v, num_segments)
-    if q.shape[1] == 0:
+    if v.size == 0:  # no tokens, rows or features
         return jnp.zeros_like(v), state
     return dispatch(
         "linear_attention",
