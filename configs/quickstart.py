@@ -19,9 +19,11 @@ def get_config() -> Experiment:
     return Experiment(
         name="quickstart",
         model=LMConfig(dim=128, depth=4, pattern=(linear, linear, linear, window), scan=False),
-        data=StdlibCorpus(seq_len=256),
-        optim=OptimConfig(name="muon", learning_rate=5e-3, warmup_steps=50, final_fraction=0.02),
-        train=TrainConfig(steps=1500, batch_size=4, eval_every=500, eval_batches=32, sample_prompt="def "),
+        data=StdlibCorpus(seq_len=128),
+        optim=OptimConfig(name="muon", learning_rate=7e-3, momentum=0.85, warmup_steps=50, final_fraction=0.02),
+        train=TrainConfig(
+            steps=1000, batch_size=16, eval_every=500, eval_batches=32, report_length=512, sample_prompt="def "
+        ),
         checkpoint=CheckpointConfig(every=500),
         log=LogConfig(every=10),
     )

@@ -35,9 +35,10 @@ class PerplexityConfig(Task):
     batch_size: int = 8
     """Windows per call."""
     length: int | None = None
-    """Tokens of a window; by default the length that the model was trained on."""
+    """Tokens of a window; by default the run's `train.report_length`, or else the length that it was trained on."""
     stride: int | None = None
-    """Tokens from one window to the next; by default half a window. Equal to `length`: windows do not overlap."""
+    """Tokens from one window to the next; by default half a window, or more if that leaves the training length as
+    context. Equal to `length`: windows do not overlap."""
     max_tokens: int = 0
     """Stop at the first document at which this many tokens are counted; 0 reads the whole split."""
     buckets: int = 8
@@ -52,10 +53,14 @@ class PerplexityConfig(Task):
         if self.max_tokens < 0:
             raise UserError(f"perplexity.max_tokens={self.max_tokens} must be at least 0; set --perplexity.max-tokens")
 
+    def of_run(self, report_length: int) -> PerplexityConfig:
+        """The task with the window of a run's report, unless `length` says otherwise."""
+        return dataclasses.replace(self, length=self.length or report_length or None)
+
     def windows(self, data: Dataset) -> tuple[int, int]:
         """Length and stride for `data`."""
         length = self.length or data.seq_len
-        stride = self.stride or -(-length // 2)
+        stride = self.stride or max(-(-length // 2), length - data.seq_len)
         if stride > length:
             raise UserError(
                 f"perplexity.stride={stride} exceeds the window of {length} tokens and would skip text; "

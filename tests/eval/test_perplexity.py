@@ -107,6 +107,12 @@ def test_other_data_are_scored_row_by_row():
     assert "perplexity/bits_per_byte" not in results
 
 
+def test_the_window_is_that_of_the_report_unless_it_is_given():
+    assert PerplexityConfig().of_run(512).length == 512
+    assert PerplexityConfig(length=64).of_run(512).length == 64
+    assert PerplexityConfig().of_run(0).length is None
+
+
 def test_buckets_cover_all_positions():
     by_position = np.stack([np.arange(10.0) * 2, np.full(10, 2.0)])
     found = bucketed(by_position, 4)
