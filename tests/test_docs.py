@@ -41,7 +41,8 @@ def documented() -> list[str]:
 
 
 def options_of(source: Path) -> str:
-    return source.read_text() + (ROOT / "seqmodels/cli.py").read_text()
+    files = [source, ROOT / "seqmodels/cli.py", source.parent / "command.py"]  # the last: what tables share
+    return "".join(file.read_text() for file in files if file.exists())
 
 
 @pytest.mark.parametrize("line", documented())
