@@ -172,8 +172,7 @@ def test_refusals_say_why():
         kernel(q.astype(half), k.astype(half), v.astype(half), g, state=state)
     with pytest.raises(ValueError, match="chunk_size=24, a kernel takes powers of two from 16"):
         kernel(q, k, v, g, chunk_size=24)
-    with pytest.raises(ValueError, match=r"q has shape \(0, 4, 1, 8\), a kernel takes no empty axis"):
-        kernel(q[:0], k[:0], v[:0])
+    assert kernel(q[:0], k[:0], v[:0])[0].shape == v[:0].shape  # nothing to compute: no kernel is asked
     wide = jnp.zeros((1, 4, 1, 2048))
     with pytest.raises(ValueError, match=r"K=2048, V=2048 and 16 tokens need about \d+ MiB of vector memory"):
         kernel(wide, wide, wide)
