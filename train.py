@@ -117,7 +117,7 @@ def report(experiment: Experiment, result: FitResult) -> None:
     if not text:
         return
     print(f"evaluating on {len(data.documents()['test'])} held-out files ({len(text) / 1e6:.2f} MB) ...", flush=True)
-    task = PerplexityConfig().of_run(experiment.train.report_length)
+    task = PerplexityConfig().of_run(experiment)
     ours = task.run(experiment.model.make(), result.state.params, data)["perplexity/bits_per_byte"]
     compressors = {"zlib": len(zlib.compress(text, 9)), "lzma": len(lzma.compress(text, preset=9))}
     for name, size in compressors.items():

@@ -24,6 +24,7 @@ from seqmodels.data.base import Dataset
 from seqmodels.data.tokenizer import ByteTokenizer
 from seqmodels.errors import UserError
 from seqmodels.models.lm import LanguageModel
+from seqmodels.train.experiment import Experiment
 from seqmodels.train.step import predict
 
 
@@ -43,6 +44,10 @@ class Task(abc.ABC):
           UserError: the task cannot be posed to a model of this vocabulary.
         """
         return {f"{self.name}/{what}": value for what, value in self.measure(model, params, data).items()}
+
+    def of_run(self, experiment: Experiment) -> Task:
+        """The task with what it takes over from the run, where the user has not said otherwise."""
+        return self
 
     @abc.abstractmethod
     def measure(self, model: LanguageModel, params: Any, data: Dataset) -> dict[str, float]:

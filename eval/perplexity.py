@@ -21,6 +21,7 @@ from seqmodels.data.corpus import TextCorpus
 from seqmodels.data.packing import empty_row
 from seqmodels.errors import UserError
 from seqmodels.models.lm import LanguageModel
+from seqmodels.train.experiment import Experiment
 
 Batch = dict[str, np.ndarray]
 NEW = "new"  # key of a batch: [B,T] float32, 1 for targets that count
@@ -53,9 +54,8 @@ class PerplexityConfig(Task):
         if self.max_tokens < 0:
             raise UserError(f"perplexity.max_tokens={self.max_tokens} must be at least 0; set --perplexity.max-tokens")
 
-    def of_run(self, report_length: int) -> PerplexityConfig:
-        """The task with the window of a run's report, unless `length` says otherwise."""
-        return dataclasses.replace(self, length=self.length or report_length or None)
+    def of_run(self, experiment: Experiment) -> PerplexityConfig:
+        return dataclasses.replace(self, length=self.length or experiment.train.report_length or None)
 
     def windows(self, data: Dataset) -> tuple[int, int]:
         """Length and stride for `data`."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from eval.base import Task, discover
-from eval.perplexity import PerplexityConfig
 from seqmodels import cli
 from seqmodels.config import override, to_json
 from seqmodels.errors import UserError, suggest
@@ -72,8 +71,7 @@ def evaluate(run: Any, tasks: dict[str, Task], directory: Path) -> dict[str, Any
     directory.mkdir(parents=True, exist_ok=True)
     report = {}
     for name, task in tasks.items():
-        if isinstance(task, PerplexityConfig):
-            task = task.of_run(run.experiment.train.report_length)
+        task = task.of_run(run.experiment)
         start = time.monotonic()
         results = task.run(run.model, run.params, run.experiment.data)
         seconds = time.monotonic() - start

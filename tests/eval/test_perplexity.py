@@ -1,5 +1,6 @@
 """Sliding-window perplexity: every target counts once, and the numbers are the model's."""
 
+import dataclasses
 import functools
 import math
 
@@ -8,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.quickstart import get_config
 from eval import perplexity
 from eval.base import Scores
 from eval.perplexity import NEW, PerplexityConfig, bucketed, cut
+from eval.recall import RecallConfig
 from seqmodels.data.mqar import MQAR
 from seqmodels.data.text import TextFiles
 from seqmodels.errors import UserError
 from seqmodels.mixers.attention import AttentionConfig
 from seqmodels.models import BlockConfig, LMConfig
+from seqmodels.train.experiment import TrainConfig
 
 
 @functools.cache
@@ -108,9 +112,12 @@ def test_other_data_are_scored_row_by_row():
 
 
 def test_the_window_is_that_of_the_report_unless_it_is_given():
-    assert PerplexityConfig().of_run(512).length == 512
-    assert PerplexityConfig(length=64).of_run(512).length == 64
-    assert PerplexityConfig().of_run(0).length is None
+    run = get_config()
+    assert PerplexityConfig().of_run(run).length == run.train.report_length == 512
+    assert PerplexityConfig(length=64).of_run(run).length == 64
+    plain = dataclasses.replace(run, train=TrainConfig())
+    assert PerplexityConfig().of_run(plain).length is None
+    assert RecallConfig().of_run(run) == RecallConfig()
 
 
 def test_buckets_cover_all_positions():
