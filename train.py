@@ -105,6 +105,16 @@ def clear(run_dir: Path) -> None:
         return
     if not (run_dir / "config.json").is_file() and not (run_dir / "checkpoints").is_dir():
         raise UserError(f"--replace: {str(run_dir)!r} is not a run directory; choose another --run-dir")
+    inside = next(
+        (
+            file.parent
+            for file in run_dir.glob("*/**/config.json")
+            if "checkpoints" not in file.relative_to(run_dir).parts
+        ),
+        None,
+    )
+    if inside is not None:
+        raise UserError(f"--replace: {str(run_dir)!r} holds another run, {str(inside)!r}; move it away first")
     shutil.rmtree(run_dir)
 
 

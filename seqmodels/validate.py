@@ -54,11 +54,15 @@ def check_vocabulary(experiment: Experiment) -> None:
 
 
 def check_schedule(experiment: Experiment) -> None:
-    """The warm-up must end before the training does."""
-    steps, warmup = experiment.train.steps, experiment.optim.warmup_steps
+    """The warm-up must end, and a profiler trace begin, before the training ends."""
+    steps, warmup, profile_at = experiment.train.steps, experiment.optim.warmup_steps, experiment.log.profile_at
     if warmup >= steps:
         raise UserError(
             f"optim.warmup_steps={warmup} must be below train.steps={steps}; set --optim.warmup-steps {steps // 10}"
+        )
+    if profile_at > steps:
+        raise UserError(
+            f"log.profile_at={profile_at} must be at most train.steps={steps}; set --log.profile-at {-(-steps // 2)}"
         )
 
 

@@ -63,6 +63,8 @@ def place(tmp_path, monkeypatch):
         "typed/config.json": "",
         "damaged/config.json": "{",
         "other/notes.txt": "mine",
+        "outer/config.json": "{}",
+        "outer/inner/config.json": "{}",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -142,6 +144,12 @@ MISTAKES: dict[str, tuple[str, str, list[str]]] = {
     "replace a file": ("train.py", f"{EXP} --run-dir a_file --replace", ["'a_file'", "not a run", "--run-dir"]),
     "run exists": ("train.py", f"{EXP} --run-dir old", ["old", "holds a run already", "--resume"]),
     "replace what is no run": ("train.py", f"{EXP} --run-dir other --replace", ["'other'", "not a run", "--run-dir"]),
+    "replace a run that holds another": (
+        "train.py", f"{EXP} --run-dir outer --replace", ["'outer'", "'outer/inner'", "move it"],
+    ),
+    "profile after the end": (
+        "train.py", f"{EXP} --log.profile-at 11", ["log.profile_at=11", "train.steps=10", "--log.profile-at 5"],
+    ),
     "resume another architecture": (
         "train.py", f"{EXP} --resume old --model.dim 64", ["model.dim=64", "32", "old", "--run-dir"],
     ),

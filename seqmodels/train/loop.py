@@ -112,6 +112,8 @@ class Trainer:
     def run(self) -> FitResult:
         """Train to the end, or to the first signal."""
         stopped = False
+        if self.step < self.cfg.steps:
+            self.progress.say("compiling the training step ...")
         try:
             while self.step < self.cfg.steps and not stopped:
                 self.profiler.before(self.step + 1)
