@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from seqmodels.ops.dispatch import Interpretation
 from seqmodels.ops.pallas import channels
 from seqmodels.ops.pallas.channel_layout import CHUNK, TILE, Layout, channel_blocks
 from seqmodels.ops.pallas.channels import Operands
+from seqmodels.ops.pallas.gradient import differentiable
 from seqmodels.ops.pallas.layout import LANES
 from seqmodels.ops.pallas.marks import chunk_length, chunk_routes
 from seqmodels.ops.pallas.run import same_axes
@@ -134,45 +135,7 @@ def _forward(call: Call, inputs: Inputs, ids: Array | None, save: bool):
     return (tuple(map(packed.scatter, outs)), packed.unpack_state(after)), states
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _kernel(call, inputs, ids):
-    return _forward(call, inputs, ids, save=False)[0]
-
-
-def _kernel_fwd(call, inputs, ids):
-    results, states = cast(Any, _saving(call, inputs, ids))
-    return results, (inputs, ids, states)
-
-
-def _kernel_bwd(call, residuals, cotangents):
-    inputs, ids, states = residuals
-    return cast(Any, _gradients(call, inputs, cotangents, states, ids)), None
-
-
-_kernel.defvjp(_kernel_fwd, _kernel_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _saving(call, inputs, ids):
-    """The forward pass of a gradient. A function of its own so that second derivatives need none of the kernel's."""
-    return _forward(call, inputs, ids, save=True)
-
-
-def _saving_fwd(call, inputs, ids):
-    results, states = cast(Any, _saving(call, inputs, ids))
-    return (results, states), (inputs, ids, states)
-
-
-def _saving_bwd(call, residuals, cotangents):
-    return _kernel_bwd(call, residuals, cotangents[0])  # nothing flows back through the saved states, see below
-
-
-_saving.defvjp(_saving_fwd, _saving_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gradients(call, inputs, cotangents, states, ids):
-    """Gradients of the inputs by the backward kernel, from the saved `states` before every chunk."""
+def _backward(call: Call, inputs: Inputs, ids: Array | None, states: Array, cotangents: Any) -> Inputs:
     d_outs, d_after = cotangents
     packed = _pack(call, inputs, d_after, ids)
     columns, shared, vectors, d_state = channels.backward(
@@ -187,19 +150,8 @@ def _gradients(call, inputs, cotangents, states, ids):
     )
 
 
-def _gradients_fwd(call, inputs, cotangents, states, ids):
-    return _gradients(call, inputs, cotangents, states, ids), (inputs, cotangents, states, ids)
+def _chunked(call: Call, inputs: Inputs, ids: Array | None):
+    return call.cell.chunked(inputs, ids, call.num_segments)
 
 
-def _gradients_bwd(call, residuals, cotangents):
-    """Second derivatives: those of the chunked form, as a function of the inputs alone."""
-    inputs, outer, states, ids = residuals
-
-    def gradients(inputs, outer):
-        return jax.vjp(lambda inputs: call.cell.chunked(inputs, ids, call.num_segments), inputs)[1](outer)[0]
-
-    _, transpose = jax.vjp(gradients, inputs, outer)
-    return *transpose(cotangents), jnp.zeros_like(states), None
-
-
-_gradients.defvjp(_gradients_fwd, _gradients_bwd)
+_kernel = differentiable(_forward, _backward, _chunked)

@@ -76,16 +76,14 @@ def forward(
     outs.append((specs.state, like(operands.state)))
     if save:
         outs.append((specs.chunk_state, like(operands.state, layout.chunk_states)))
-    results = _call(
+    results = grid.walk(
         functools.partial(_forward_kernel, layout, cell),
-        specs,
-        operands,
-        extra=[],
-        outs=outs,
+        grid.Walk(layout.grid, specs.reverse, interpret, f"{type(cell).__name__}_forward"),
+        operands.route,
+        _inputs(specs, operands, extra=[]),
+        outs,
         scratch=[_per_block(layout, layout.R)],
-        interpret=interpret,
         state_out=cell.outs,
-        name=f"{type(cell).__name__}_forward",
     )
     return tuple(results[: cell.outs]), results[cell.outs], results[-1] if save else None
 
@@ -109,23 +107,21 @@ def backward(
     outs += [(specs.d_shared(x), like(state, partial(x))) for x in operands.shared]
     outs += [(specs.d_vector(x), like(state, (layout.B, *x.shape))) for x in operands.vectors]
     outs.append((specs.state, like(state)))
-    results = list(
-        _call(
-            functools.partial(_backward_kernel, layout, cell),
-            specs,
-            operands,
-            extra=[*((specs.column, d) for d in d_outs), (specs.chunk_state, states)],
-            outs=outs,
-            scratch=[
-                _per_block(layout, layout.R),
-                pltpu.VMEM((layout.C // TILE, layout.R, layout.width), jnp.float32),
-                *(_per_block(layout, x.shape[0]) for x in operands.vectors),
-            ],
-            interpret=interpret,
-            state_out=len(outs) - 1,
-            name=f"{type(cell).__name__}_backward",
-        )
+    scratch = [
+        _per_block(layout, layout.R),
+        pltpu.VMEM((layout.C // TILE, layout.R, layout.width), jnp.float32),
+        *(_per_block(layout, x.shape[0]) for x in operands.vectors),
+    ]
+    walked = grid.walk(
+        functools.partial(_backward_kernel, layout, cell),
+        grid.Walk(layout.grid, specs.reverse, interpret, f"{type(cell).__name__}_backward"),
+        operands.route,
+        _inputs(specs, operands, [*((specs.column, d) for d in d_outs), (specs.chunk_state, states)]),
+        outs,
+        scratch,
+        state_out=len(outs) - 1,
     )
+    results = list(walked)
     take = lambda some: tuple(results.pop(0) for _ in some)  # noqa: E731
     return take(operands.columns), take(operands.shared), take(operands.vectors), results[0]
 
@@ -193,45 +189,13 @@ class _Specs:
         return self._spec((1, 1, 1, layout.R, layout.width), index)
 
 
-def _call(
-    kernel: Callable[..., None],
-    specs: _Specs,
-    operands: Operands,
-    extra: list[tuple[pl.BlockSpec, Array]],
-    outs: list[tuple[pl.BlockSpec, jax.ShapeDtypeStruct]],
-    scratch: list[Any],
-    interpret: Interpretation | None,
-    state_out: int,
-    name: str,
-) -> Sequence[Array]:
-    """Run `kernel` with its position, then input, output and scratch references."""
+def _inputs(specs: _Specs, operands: Operands, extra: list[tuple[pl.BlockSpec, Array]]) -> grid.Inputs:
+    """All inputs of a kernel in the order in which `_Chunk` takes them: its own, then `extra`, then the state."""
     inputs = [(specs.column, x) for x in operands.columns]
     inputs += [(specs.shared(x), x) for x in operands.shared]
     inputs += [(specs.vector(x), x) for x in operands.vectors]
     inputs += [] if operands.marks is None else [(specs.marks, operands.marks)]
-    inputs += [*extra, (specs.state, operands.state)]
-    prefetch = [] if operands.route is None else [operands.route]
-
-    def body(*refs):
-        position = grid.position(specs.layout.chunks, specs.reverse, refs[0] if prefetch else None)
-        kernel(position, *refs[len(prefetch) :])
-
-    return pl.pallas_call(
-        body,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(prefetch),
-            grid=specs.layout.grid,
-            in_specs=[spec for spec, _ in inputs],
-            out_specs=[spec for spec, _ in outs],
-            scratch_shapes=scratch,
-        ),
-        out_shape=[shape for _, shape in outs],
-        # States that no chunk visits must come out as they went in.
-        input_output_aliases={len(prefetch) + len(inputs) - 1: state_out} if prefetch else {},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
-        interpret=grid.interpreter(interpret),
-        name=name,
-    )(*prefetch, *[x for _, x in inputs])
+    return [*inputs, *extra, (specs.state, operands.state)]
 
 
 class _Chunk:

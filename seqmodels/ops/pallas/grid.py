@@ -1,17 +1,22 @@
-"""What the walks over chunks on a TPU share: where a step of the grid is, and how its kernel is interpreted.
+"""What the walks over chunks on a TPU share: where a step of the grid is, and how a kernel is called.
 
 Both grids are ``(batch, channels or heads, chunk, inner)``, the chunk axis in order (reversed in the backward pass).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from seqmodels.axes import Array
 from seqmodels.ops.dispatch import Interpretation
+
+Inputs = list[tuple[pl.BlockSpec, Array]]
+Outputs = list[tuple[pl.BlockSpec, jax.ShapeDtypeStruct]]
 
 
 class Position(NamedTuple):
@@ -44,3 +49,48 @@ def when(condition: Any, run: Callable[[], None]) -> None:
 def interpreter(how: Interpretation | None) -> Any:
     """The ``interpret`` argument of `pl.pallas_call`."""
     return pltpu.InterpretParams(detect_races=True) if how and how.races else how is not None
+
+
+class Walk(NamedTuple):
+    """What a walk needs beside its arrays."""
+
+    grid: tuple[int, int, int, int]
+    reverse: bool
+    interpret: Interpretation | None
+    name: str
+
+
+def walk(
+    kernel: Callable[..., None],
+    how: Walk,
+    route: Array | None,
+    inputs: Inputs,
+    outputs: Outputs,
+    scratch: Sequence[Any],
+    state_out: int,
+) -> Sequence[Array]:
+    """Run ``kernel(position, *input, *output, *scratch references)`` over the grid, and return the outputs.
+
+    The last input is the state, output `state_out` what becomes of it.
+    """
+    prefetch = [] if route is None else [route]
+
+    def body(*refs):
+        kernel(position(how.grid[2], how.reverse, refs[0] if prefetch else None), *refs[len(prefetch) :])
+
+    return pl.pallas_call(
+        body,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(prefetch),
+            grid=how.grid,
+            in_specs=[spec for spec, _ in inputs],
+            out_specs=[spec for spec, _ in outputs],
+            scratch_shapes=scratch,
+        ),
+        out_shape=[shape for _, shape in outputs],
+        # States that no chunk visits must come out as they went in.
+        input_output_aliases={len(prefetch) + len(inputs) - 1: state_out} if prefetch else {},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
+        interpret=interpreter(how.interpret),
+        name=how.name,
+    )(*prefetch, *[x for _, x in inputs])

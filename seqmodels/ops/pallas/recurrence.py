@@ -17,7 +17,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -49,17 +48,14 @@ def forward(
     if save:
         states = (layout.B, layout.chunks, layout.H // layout.heads, layout.V, layout.heads * layout.K)
         outs.append((specs.chunk_state, like(operands.state, states)))
-    out, state, *states = _call(
+    out, state, *states = grid.walk(
         functools.partial(_forward_kernel, layout, cell),
-        specs,
-        cell.kinds,
-        operands,
-        extra=[],
-        outs=outs,
+        grid.Walk(layout.grid, specs.reverse, interpret, f"{type(cell).__name__}_forward"),
+        operands.route,
+        _inputs(specs, cell.kinds, operands, extra=[]),
+        outs,
         scratch=[_state_scratch(layout)],
-        interpret=interpret,
         state_out=1,
-        name=f"{type(cell).__name__}_forward",
     )
     return out, state, states[0] if save else None
 
@@ -73,17 +69,14 @@ def backward(
     outs += [] if operands.rows is None else [(specs.rows(cell.rows), like(operands.rows))]
     outs += [(specs.state, like(operands.state))]
     shared = [pltpu.VMEM((layout.C, layout.keys * layout.K), jnp.float32) for kind in cell.kinds if kind == "key"]
-    results = _call(
+    results = grid.walk(
         functools.partial(_backward_kernel, layout, cell),
-        specs,
-        cell.kinds,
-        operands,
-        extra=[(specs.columns("value"), d_out), (specs.chunk_state, states)],
-        outs=outs,
+        grid.Walk(layout.grid, specs.reverse, interpret, f"{type(cell).__name__}_backward"),
+        operands.route,
+        _inputs(specs, cell.kinds, operands, [(specs.columns("value"), d_out), (specs.chunk_state, states)]),
+        outs,
         scratch=[_state_scratch(layout), *(shared if layout.groups > 1 else [])],
-        interpret=interpret,
         state_out=len(outs) - 1,
-        name=f"{type(cell).__name__}_backward",
     )
     count = len(cell.kinds)
     return tuple(results[:count]), None if operands.rows is None else results[count], results[-1]
@@ -139,47 +132,16 @@ class _Specs:
         return self._spec(block, lambda b, h, n, g, *_: (b, n, h * layout.groups + g, 0, 0))
 
 
-def _call(
-    kernel: Callable[..., None],
-    specs: _Specs,
-    kinds: Sequence[str],
-    operands: Operands,
-    extra: list[tuple[pl.BlockSpec, Array]],
-    outs: list[tuple[pl.BlockSpec, jax.ShapeDtypeStruct]],
-    scratch: list[Any],
-    interpret: Interpretation | None,
-    state_out: int,
-    name: str,
-) -> Sequence[Array]:
-    """Run `kernel` with a `_Refs` of the inputs, then output and scratch references."""
+def _inputs(
+    specs: _Specs, kinds: Sequence[str], operands: Operands, extra: list[tuple[pl.BlockSpec, Array]]
+) -> grid.Inputs:
+    """All inputs of a kernel in the order in which `_Inputs` takes them: its own, then `extra`, then the state."""
     inputs = [(specs.columns(kind), x) for kind, x in zip(kinds, operands.columns)]
     if operands.rows is not None:
         inputs.append((specs.rows(operands.rows.shape[3]), operands.rows))
     if operands.marks is not None:
         inputs.append((specs.marks, operands.marks))
-    inputs += [*extra, (specs.state, operands.state)]
-    prefetch = [] if operands.route is None else [operands.route]
-
-    def body(*refs):
-        position = grid.position(specs.layout.chunks, specs.reverse, refs[0] if prefetch else None)
-        kernel(position, *refs[len(prefetch) :])
-
-    return pl.pallas_call(
-        body,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(prefetch),
-            grid=specs.layout.grid,
-            in_specs=[spec for spec, _ in inputs],
-            out_specs=[spec for spec, _ in outs],
-            scratch_shapes=scratch,
-        ),
-        out_shape=[shape for _, shape in outs],
-        # States that no chunk visits must come out as they went in.
-        input_output_aliases={len(prefetch) + len(inputs) - 1: state_out} if prefetch else {},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
-        interpret=grid.interpreter(interpret),
-        name=name,
-    )(*prefetch, *[x for _, x in inputs])
+    return [*inputs, *extra, (specs.state, operands.state)]
 
 
 class _Inputs:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from seqmodels.axes import Array
 from seqmodels.ops import dispatch, segments
 from seqmodels.ops.dispatch import Interpretation
 from seqmodels.ops.pallas.chip import Chip
+from seqmodels.ops.pallas.gradient import differentiable
 from seqmodels.ops.pallas.marks import chunk_routes
 
 
@@ -65,8 +65,6 @@ def refusal(q: Array, k: Array, v: Array, chunk_size: int | None) -> str | None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in (jnp.float32, jnp.bfloat16):
             return f"{name} has dtype {x.dtype}, a kernel takes float32 and bfloat16"
-        if x.size == 0:
-            return f"{name} has shape {x.shape}, a kernel takes no empty axis"
     if chunk_size is not None and (chunk_size < 16 or chunk_size & (chunk_size - 1)):
         return f"chunk_size={chunk_size}, a kernel takes powers of two from 16"
     if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
@@ -96,8 +94,8 @@ def run(
       num_segments: S or ``None``.
       chunk_size: a power of two, or ``None`` for the default.
     """
-    inputs = same_axes((columns, rows, state, segment_ids))
-    return _traced_once(Call(backend, cell, num_segments, chunk_size, dispatch.interpretation()), *inputs)
+    inputs, segment_ids = same_axes(((columns, rows, state), segment_ids))
+    return _kernel(Call(backend, cell, num_segments, chunk_size, dispatch.interpretation()), inputs, segment_ids)
 
 
 def same_axes(tree: Any) -> Any:
@@ -149,52 +147,15 @@ def _order(call: Call, columns: tuple[Array, ...], rows: tuple[Array, ...], ids:
     return _Order(C, same_axes(Tokens(columns, rows, regrouped.ids, route)), regrouped)
 
 
-def _forward(call, columns, rows, state, ids, save):
+def _forward(call, inputs, ids, save):
+    columns, rows, state = inputs
     order = _order(call, columns, rows, ids)
     out, after, states = call.backend.forward(call, order.C, order.tokens, order.states(state), save)
     return (order.scatter(out), order.state(after)), states
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _kernel(call, columns, rows, state, ids):
-    return _forward(call, columns, rows, state, ids, save=False)[0]
-
-
-def _kernel_fwd(call, columns, rows, state, ids):
-    results, states = cast(Any, _saving(call, columns, rows, state, ids))
-    return results, (columns, rows, state, ids, states)
-
-
-def _kernel_bwd(call, residuals, cotangents):
-    columns, rows, state, ids, states = residuals
-    return *cast(Any, _gradients(call, columns, rows, state, cotangents, states, ids)), None
-
-
-_kernel.defvjp(_kernel_fwd, _kernel_bwd)
-_traced_once = jax.jit(_kernel, static_argnums=0)  # per shape, however many layers and programs call it
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _saving(call, columns, rows, state, ids):
-    """The forward pass of a gradient. A function of its own so that second derivatives need none of the kernel's."""
-    return _forward(call, columns, rows, state, ids, save=True)
-
-
-def _saving_fwd(call, columns, rows, state, ids):
-    results, states = cast(Any, _saving(call, columns, rows, state, ids))
-    return (results, states), (columns, rows, state, ids, states)
-
-
-def _saving_bwd(call, residuals, cotangents):
-    return _kernel_bwd(call, residuals, cotangents[0])  # nothing flows back through the saved states, see below
-
-
-_saving.defvjp(_saving_fwd, _saving_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gradients(call, columns, rows, state, cotangents, states, ids):
-    """Gradients of columns, rows and state by the backward kernel, from the saved `states` before every chunk."""
+def _backward(call, inputs, ids, states, cotangents):
+    columns, rows, _ = inputs
     d_out, d_after = cotangents
     order = _order(call, columns, rows, ids)
     d_columns, d_rows, d_state = call.backend.backward(
@@ -203,21 +164,9 @@ def _gradients(call, columns, rows, state, cotangents, states, ids):
     return order.scatter(d_columns), order.scatter(d_rows), order.state(d_state)
 
 
-def _gradients_fwd(call, columns, rows, state, cotangents, states, ids):
-    results = _gradients(call, columns, rows, state, cotangents, states, ids)
-    return results, (columns, rows, state, cotangents, states, ids)
+def _chunked(call, inputs, ids):
+    return call.cell.chunked(*inputs, ids, call.num_segments)
 
 
-def _gradients_bwd(call, residuals, cotangents):
-    """Second derivatives: those of the chunked form, as a function of the inputs alone."""
-    columns, rows, state, outer, states, ids = residuals
-
-    def gradients(columns, rows, state, outer):
-        run = lambda columns, rows, state: call.cell.chunked(columns, rows, state, ids, call.num_segments)  # noqa: E731
-        return jax.vjp(run, columns, rows, state)[1](outer)
-
-    _, transpose = jax.vjp(gradients, columns, rows, state, outer)
-    return *transpose(cotangents), jnp.zeros_like(states), None
-
-
-_gradients.defvjp(_gradients_fwd, _gradients_bwd)
+# Traced once per shape, however many layers and programs call it.
+_kernel = jax.jit(differentiable(_forward, _backward, _chunked), static_argnums=0)
