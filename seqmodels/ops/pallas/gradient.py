@@ -16,7 +16,7 @@ def differentiable(
     """``kernel(call, inputs, ids) -> results`` with a gradient kernel, and second derivatives of the chunked form.
 
     Args:
-      forward: ``(call, inputs, ids, save) -> (results, states)``, with states before every chunk if `save`, or ``None``.
+      forward: ``(call, inputs, ids, save) -> (results, states)``: states before every chunk if `save`, or ``None``.
       backward: ``(call, inputs, ids, states, cotangents) -> gradients``, of the structure of `inputs`.
       chunked: ``(call, inputs, ids) -> results`` in plain XLA.
 
