@@ -143,14 +143,16 @@ def check_causality(cfg: MixerConfig) -> None:
 
 
 def check_split(cfg: MixerConfig) -> None:
-    """Two calls with the state carried between them equal one call, wherever the cut is."""
+    """Calls with the state carried between them equal one call, wherever the cuts are; few lengths, many orders."""
     mixer, x, start = subject(cfg), random(0), subject(cfg).warm()
     whole, final = mixer.run(x, start)
-    for t in (0, 1, HALF, T - 1, T):
-        first, state = mixer.run(x[:, :t], start)
-        second, state = mixer.run(x[:, t:], state)
-        assert_close(jnp.concatenate([first, second], axis=1), whole, EXACT, f"split at {t}")
-        assert_same_state(mixer, state, final, None, f"split at {t}")
+    for lengths in ((0, T), (T, 0), (HALF, HALF), (1,) * HALF + (HALF,), (1, HALF) + (1,) * (T - HALF - 1)):
+        state, parts, begin = start, [], 0
+        for length in lengths:
+            y, state = mixer.run(x[:, begin : begin + length], state)
+            parts, begin = [*parts, y], begin + length
+        assert_close(jnp.concatenate(parts, axis=1), whole, EXACT, f"calls of {lengths} tokens")
+        assert_same_state(mixer, state, final, None, f"calls of {lengths} tokens")
 
 
 def check_steps(cfg: MixerConfig) -> None:
@@ -169,11 +171,13 @@ def check_segments(cfg: MixerConfig) -> None:
     """Documents packed into one row do not see each other, nor does a document see a finished one's state."""
     mixer, x = subject(cfg), random(0)
     for cut in (HALF, T - 1, 1):
-        ids = jnp.full((B, T), 2, jnp.int32).at[:, :cut].set(5)
+        is_first = jnp.broadcast_to(jnp.arange(T) < cut, (B, T))
+        ids = jnp.where(is_first, 5, 2)
         packed, state = mixer.run(x, ids=ids)
-        first, _ = mixer.run(x[:, :cut], ids=ids[:, :cut])
-        second, final = mixer.run(x[:, cut:], ids=ids[:, cut:])
-        assert_close(packed, jnp.concatenate([first, second], axis=1), EXACT, f"documents that meet at {cut}")
+        first, _ = mixer.run(x, ids=jnp.where(is_first, ids, 0))
+        second, final = mixer.run(x, ids=jnp.where(is_first, 0, ids))
+        apart = jnp.where(is_first[..., None], first, second)
+        assert_close(packed, apart, EXACT, f"documents that meet at {cut}")
         assert_same_state(mixer, state, final, ids, f"documents that meet at {cut}")
     ids = jnp.full((B, T), 2, jnp.int32)
     alone, final = mixer.run(x, ids=ids)
@@ -181,9 +185,10 @@ def check_segments(cfg: MixerConfig) -> None:
         _, held = mixer.run(random(2, HALF), ids=jnp.full((B, HALF), 5, jnp.int32))
         y, state = mixer.run(x[:, :length], held, ids[:, :length])
         assert_close(y, alone[:, :length], EXACT, f"{length} tokens of a new document after another call's")
-        rest, state = mixer.run(x[:, length:], state, ids[:, length:])
-        assert_close(rest, alone[:, length:], EXACT, "the rest of that document")
-        assert_same_state(mixer, state, final, ids, "that document")
+        end = length + HALF
+        rest, state = mixer.run(x[:, length:end], state, ids[:, length:end])
+        assert_close(rest, alone[:, length:end], EXACT, "the rest of that document")
+    assert_same_state(mixer, state, final, ids, "that document")
 
 
 def check_padding(cfg: MixerConfig) -> None:

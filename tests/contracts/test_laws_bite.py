@@ -78,7 +78,7 @@ class Fading(Mixer):
         ("documents", laws.check_segments, "documents that meet"),
         ("finished", laws.check_segments, "another call's"),
         ("padding", laws.check_padding, "padding"),
-        ("forgets", laws.check_split, "split at"),
+        ("forgets", laws.check_split, "calls of"),
         ("forgets", laws.check_steps, "step by step"),
         ("overflow", laws.check_extremes, "not finite"),
         ("half", laws.check_state, "became"),
