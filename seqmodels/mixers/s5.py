@@ -1,0 +1,126 @@
+"""S5 (Smith et al. 2023, arXiv:2208.04933): one diagonal linear system with complex states for all channels together.
+
+``x' = Λ x + B u``, ``y = 2 Re(C x) + D u`` with ``Λ [N/2]``, one of each conjugate pair and a step size each,
+``B [N/2,D]`` and ``C [D,N/2]``; the recurrence is one elementwise scan (`ops.linear_scan`). Then
+``gelu(y) * sigmoid(W gelu(y))``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqmodels import ops
+from seqmodels.axes import Array
+from seqmodels.layers.param import param
+from seqmodels.mixers import parts, state_space
+from seqmodels.mixers.base import Context, Cursor, Mixer
+from seqmodels.mixers.state_space import StateSpaceConfig, StateSpaceState
+from seqmodels.ops import hippo
+
+MAX_REAL = -1e-4  # of an eigenvalue, so that every state fades
+
+
+@dataclasses.dataclass(frozen=True)
+class S5Config(StateSpaceConfig):
+    """Options of `S5`."""
+
+    state_size: int = 256
+    """States N of the layer, both halves of conjugate pairs counted."""
+    num_blocks: int = 8
+    """Blocks J of the initial Λ, each the normal part of HiPPO-LegS of size N / J."""
+    discretization: Literal["zoh", "bilinear"] = "zoh"
+    """How the continuous system becomes steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parts.divide(self, "num_blocks", 2 * self.num_blocks, "state_size, in conjugate pairs,", self.state_size)
+        parts.require_choice(self, "discretization", ("zoh", "bilinear"))
+
+    @classmethod
+    def tiny(cls) -> S5Config:
+        return cls(state_size=8, num_blocks=2, dt_min=0.1, dt_max=1.0)
+
+    def make(self, dim: int, **kwargs: Any) -> S5:
+        return S5(self, dim, **kwargs)
+
+    def flops_per_token(self, dim: int, length: int) -> float:
+        return 4.0 * dim * self.state_size + 4.0 * self.state_size + 2.0 * dim * dim
+
+
+class S5(Mixer):
+    """``[B,T,D] -> [B,T,D]``; see the module's docstring and `S5Config`."""
+
+    cfg: S5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        state: StateSpaceState | None = None,
+        segment_ids: Array | None = None,
+        context: Context = Context(),  # noqa: B008
+    ) -> tuple[Array, StateSpaceState, dict[str, Any]]:
+        held = self.init_state(x.shape[0]) if state is None else state
+        entry = held.cursor.enter(segment_ids, x.shape[1])
+        a, B, C = self._system()
+        u = parts.wide(x)
+        driven = jax.lax.complex(u @ B.real.T, u @ B.imag.T)  # [B,T,N/2]
+        before = state_space.to_complex(entry.carried(held.memory))
+        h, after = ops.linear_scan(a, driven, state=before, segment_ids=segment_ids)
+        y = 2 * (h.real @ C.real.T - h.imag @ C.imag.T) + state_space.skip(self) * u
+        out = state_space.gated_unit(self, y)
+        return out, StateSpaceState(entry.cursor, state_space.to_parts(after)), {}
+
+    def _system(self) -> tuple[Array, Array, Array]:
+        """The discrete system: Λ̄ ``[N/2]``, B̄ ``[N/2,D]`` and C ``[D,N/2]``, complex."""
+        cfg, half = self.cfg, self.cfg.state_size // 2
+        eigenvalues, _, _, vectors = hippo.nplr("legs", cfg.state_size // cfg.num_blocks)
+        repeated = np.tile(eigenvalues, cfg.num_blocks)
+
+        def own(name: str, init: parts.Init, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
+            return parts.wide(param(self, name, init, shape, axes, self.param_dtype))
+
+        real = own("Lambda_re", state_space.constant(repeated.real), (half,), ("heads",))
+        imag = own("Lambda_im", state_space.constant(repeated.imag), (half,), ("heads",))
+        B = own("B", _input_init(vectors), (half, self.dim, 2), ("heads", "embed", None))
+        C = own("C", _output_init(vectors), (self.dim, half, 2), ("embed", "heads", None))
+        dt = state_space.steps(self, "log_step", half)
+        eigenvalues = jnp.minimum(real, MAX_REAL) + 1j * imag
+        a, gain = hippo.discretize_diagonal(eigenvalues, 1.0, dt, cfg.discretization)
+        return a, gain[:, None] * state_space.to_complex(B), state_space.to_complex(C)
+
+    def init_state(self, batch: int, max_length: int | None = None) -> StateSpaceState:
+        shape = (batch, self.cfg.state_size // 2, 2)
+        return StateSpaceState(Cursor.zeros(batch), jnp.zeros(shape, jnp.float32))
+
+
+def _input_init(vectors: np.ndarray) -> parts.Init:
+    """``B [N/2,D,2]``: ``V^*`` of a normal matrix of variance ``1 / D``, block by block."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        n, dim = vectors.shape[0], shape[1]
+        real = jax.random.normal(key, (2 * shape[0] // n, n, dim), dtype) / math.sqrt(dim)
+        turned = [jnp.einsum("nk,jnd->jkd", jnp.asarray(part, dtype), real) for part in (vectors.real, -vectors.imag)]
+        return jnp.stack(turned, axis=-1).reshape(shape)
+
+    return init
+
+
+def _output_init(vectors: np.ndarray) -> parts.Init:
+    """``C [D,N/2,2]``: a complex normal matrix of variance ``1 / N`` times V, block by block."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        n, dim, half = vectors.shape[0], *shape[:2]
+        real, imag = jax.random.normal(key, (2, dim, 2 * half // n, n), dtype) / math.sqrt(4 * half)
+        re, im = (jnp.asarray(part, dtype) for part in (vectors.real, vectors.imag))
+        turned = (real @ re - imag @ im, real @ im + imag @ re)
+        return jnp.stack(turned, axis=-1).reshape(shape)
+
+    return init
