@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqmodels.ops import attention
-from seqmodels.ops.attention import chunked
 from seqmodels.ops.attention.cases import CASES
+from seqmodels.ops.attention.mask import visible_blocks
 from tests.ops.sequences import documents_of, insert_padding
 from tests.shared import golden, relative_error
 
@@ -175,9 +175,7 @@ def test_memory_is_linear_in_time_and_a_window_visits_a_band():
     assert compiled(8192) < 4.4 * compiled(2048)
 
     def visited(length, window, causal=True):
-        q = jax.ShapeDtypeStruct((length // 64, 1, 1, 1, 64, 1), jnp.float32)
-        k = jax.ShapeDtypeStruct((length // 64, 1, 1, 64, 1), jnp.float32)
-        return len(chunked.block_pairs(q, k, chunked.Plan(causal, window, 1.0, True))[0])
+        return len(visible_blocks((length // 64,) * 2, (64, 64), causal=causal, window=window)[0])
 
     assert visited(6400, None) == 100 * 101 // 2
     assert visited(6400, 64) == 100 + 99

@@ -7,11 +7,16 @@ from jaxtyping import Float, Int
 
 from seqmodels.axes import Array
 from seqmodels.ops import checks, segments
-from seqmodels.ops.attention import chunked, reference
-from seqmodels.ops.attention.mask import Tokens
+from seqmodels.ops.attention import chunked, pallas_gpu, pallas_tpu, reference
 from seqmodels.ops.dispatch import Implementation, dispatch
+from seqmodels.ops.partition import Dims
 
-IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implementation(reference.run)}
+IMPLEMENTATIONS = {
+    "pallas_tpu": Implementation(pallas_tpu.run, pallas_tpu.supports),
+    "pallas_gpu": Implementation(pallas_gpu.run, pallas_gpu.supports),
+    "chunked": Implementation(chunked.run),
+    "reference": Implementation(reference.run),
+}
 
 
 def attention(
@@ -62,7 +67,12 @@ def attention(
         `kv_segment_ids` without positions).
     """
     _check(q, k, v, sink, window, chunk_size)
-    queries, keys = _tokens(q, k, causal or window is not None, segment_ids, kv_segment_ids, positions, kv_positions)
+    _check_tokens(q, k, causal or window is not None, segment_ids, kv_segment_ids, positions, kv_positions)
+    if segment_ids is not None and kv_segment_ids is None:  # an id that returns is a new document
+        segment_ids = jnp.where(segment_ids == 0, 0, segments.document_index(segment_ids) + 1)
+    row = lambda at: at[None] if at is not None and at.ndim == 1 else at  # noqa: E731
+    positions, kv_positions = row(positions), row(kv_positions)
+    at = lambda x, axes: axes if x is None or x.shape[0] == q.shape[0] else f"1 {axes[2:]}"  # noqa: E731
     return dispatch(
         "attention",
         impl,
@@ -71,8 +81,14 @@ def attention(
         k,
         v,
         sink,
-        queries,
-        keys,
+        segment_ids,
+        kv_segment_ids,
+        positions,
+        kv_positions,
+        dims=Dims(
+            ("B T H K", "B S Hk K", "B S Hk V", "H", "B T", "B S", at(positions, "B T"), at(kv_positions, "B S")),
+            "B T H V",
+        ),
         causal=causal,
         window=window,
         scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
@@ -93,7 +109,7 @@ def _check(q: Array, k: Array, v: Array, sink: Array | None, window: int | None,
     checks.positive("chunk_size", chunk_size)
 
 
-def _tokens(
+def _check_tokens(
     q: Array,
     k: Array,
     ordered: bool,
@@ -101,8 +117,8 @@ def _tokens(
     kv_segment_ids: Array | None,
     positions: Array | None,
     kv_positions: Array | None,
-) -> tuple[Tokens, Tokens]:
-    """Identities and positions of queries and keys, checked."""
+) -> None:
+    """Identities and positions of queries and keys; `ordered`: the mask depends on positions."""
     batch, length, other = q.shape[0], q.shape[1], k.shape[1]
     for name, ids, size in (("segment_ids", segment_ids, length), ("kv_segment_ids", kv_segment_ids, other)):
         _check_integers(name, ids, ((batch, size),))
@@ -114,17 +130,12 @@ def _tokens(
         raise ValueError("kv_positions without positions; pass the positions of the queries too")
     if kv_segment_ids is None and segment_ids is not None:
         _same_length("kv_segment_ids", length, other)
-        segment_ids = jnp.where(segment_ids == 0, 0, segments.document_index(segment_ids) + 1)
-        kv_segment_ids = segment_ids
     elif kv_segment_ids is not None and positions is None and ordered:
         raise ValueError("kv_segment_ids without positions; pass positions and kv_positions too")
     if kv_positions is None and positions is not None:
         _same_length("kv_positions", length, other)
-        kv_positions = positions
     if positions is None and ordered:
         _same_length("positions and kv_positions", length, other)
-    row = lambda at: at[None] if at is not None and at.ndim == 1 else at  # noqa: E731
-    return Tokens(segment_ids, row(positions)), Tokens(kv_segment_ids, row(kv_positions))
 
 
 def _check_integers(name: str, array: Array | None, shapes: tuple[tuple[int, ...], ...]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.ops import segments
 from seqmodels.ops.attention import reference
-from seqmodels.ops.attention.mask import Tokens, visible
+from seqmodels.ops.attention.mask import Tokens, tokens, visible, visible_blocks
 
 BLOCK = 128  # 64 to 256 do equally well on the CPU
 FEW = 8  # so many queries against a cache are served at once; with more, blocks are faster from 32 tokens up
@@ -37,8 +37,10 @@ def run(
     k: Array,
     v: Array,
     sink: Array | None,
-    queries: Tokens,
-    keys: Tokens,
+    segment_ids: Array | None,
+    kv_segment_ids: Array | None,
+    positions: Array | None,
+    kv_positions: Array | None,
     *,
     causal: bool,
     window: int | None,
@@ -49,7 +51,8 @@ def run(
     few = q.shape[1] <= FEW and chunk_size is None
     if few or 0 in (q.shape[1], k.shape[1]):
         options = {"causal": causal, "window": window, "scale": scale, "chunk_size": None}
-        return reference.run(q, k, v, sink, queries, keys, **options)
+        return reference.run(q, k, v, sink, segment_ids, kv_segment_ids, positions, kv_positions, **options)
+    queries, keys = tokens(segment_ids, kv_segment_ids, positions, kv_positions)
     in_order = queries.positions is None and keys.positions is None
     plan = Plan(causal, window, scale, in_order)
     block = BLOCK if chunk_size is None else chunk_size
@@ -58,8 +61,8 @@ def run(
     # A window counts real tokens, so that a band holds it only once padding has been moved out of the way.
     order = segments.regroup((queries.ids != 0).astype(jnp.int32), 1, 1)
     q, k, v = (order.gather(x) for x in (q, k, v))
-    tokens = Tokens(order.gather(queries.ids), None)
-    return order.scatter(_blockwise(q, k, v, sink, tokens, tokens, plan, block))
+    packed = Tokens(order.gather(queries.ids), None)
+    return order.scatter(_blockwise(q, k, v, sink, packed, packed, plan, block))
 
 
 def _blockwise(
@@ -92,19 +95,10 @@ def _fold(x: Array, size: int, fill: int) -> Array:
     return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
 
-def block_pairs(q: Array, k: Array, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the query block and of the key block, for the pairs in which something can be visible."""
-    height, width = q.shape[4], k.shape[3]
-    row, column = np.meshgrid(np.arange(q.shape[0]), np.arange(k.shape[0]), indexing="ij")
-    seen = np.ones(row.shape, bool)
-    if plan.in_order:
-        ahead = column * width - (row * height + height - 1)  # the least that a key stands after a query, if positive
-        behind = row * height - (column * width + width - 1)
-        if plan.causal:
-            seen &= ahead <= 0
-        if plan.window is not None:
-            seen &= (behind < plan.window) & (ahead < plan.window)
-    return row[seen].astype(np.int32), column[seen].astype(np.int32)
+def _block_pairs(q: Array, k: Array, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of blocks of ``q [N,B,G,R,C,K]`` and ``k [M,B,G,C,K]`` in which something can be visible."""
+    causal, window = (plan.causal, plan.window) if plan.in_order else (False, None)
+    return visible_blocks((q.shape[0], k.shape[0]), (q.shape[4], k.shape[3]), causal=causal, window=window)
 
 
 def _logits(q: Array, k: Array, queries: Tokens, keys: Tokens, plan: Plan) -> Array:
@@ -149,7 +143,7 @@ def _forward(q: Array, k: Array, v: Array, sink: Array | None, queries: Tokens, 
         return jax.tree.map(lambda x, y: _put(x, y, i), carry, (out, new, total)), None
 
     out = jnp.zeros((*q.shape[:5], v.shape[-1]), dtype)
-    (out, highest, total), _ = jax.lax.scan(step, (out, highest, total), block_pairs(q, k, plan))
+    (out, highest, total), _ = jax.lax.scan(step, (out, highest, total), _block_pairs(q, k, plan))
     empty = total == 0
     out = (out / jnp.where(empty, 1.0, total)[..., None]).astype(q.dtype)
     log_total = jnp.where(empty, 0.0, highest + jnp.log(jnp.where(empty, 1.0, total)))
@@ -177,7 +171,7 @@ def _backward(plan: Plan, residuals, dout: Array):
         return carry, None
 
     zeros = tuple(jnp.zeros(x.shape, dtype) for x in (q, k, v))
-    grads, _ = jax.lax.scan(step, zeros, block_pairs(q, k, plan))
+    grads, _ = jax.lax.scan(step, zeros, _block_pairs(q, k, plan))
     dq, dk, dv = (g.astype(x.dtype) for g, x in zip(grads, (q, k, v)))
     dsink = None
     if sink is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from seqmodels.axes import Array
 
@@ -22,6 +23,37 @@ class Tokens(NamedTuple):
         if self.ids is None:
             return Tokens(None, jnp.arange(length, dtype=jnp.int32)[None])
         return Tokens(self.ids, jnp.cumsum((self.ids != 0).astype(jnp.int32), axis=1) - 1)
+
+
+def tokens(
+    ids: Array | None, kv_ids: Array | None, positions: Array | None, kv_positions: Array | None
+) -> tuple[Tokens, Tokens]:
+    """Queries and keys, where what is not told about the keys is that of the queries."""
+    keys = Tokens(ids if kv_ids is None else kv_ids, positions if kv_positions is None else kv_positions)
+    return Tokens(ids, positions), keys
+
+
+def visible_blocks(
+    blocks: tuple[int, int], sizes: tuple[int, int], *, causal: bool, window: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the query block and of the key block, for the pairs in which something can be visible.
+
+    Args:
+      blocks: how many blocks of queries and of keys there are.
+      sizes: tokens per block of queries and per block of keys; a token's index is its position.
+      causal, window: as in the op.
+
+    Returns:
+      Two int32 arrays, sorted by query block, then by key block.
+    """
+    row, column = np.meshgrid(*map(np.arange, blocks), indexing="ij")
+    height, width = sizes
+    ahead = column * width - (row * height + height - 1)  # the least that a key stands after a query, if positive
+    behind = row * height - (column * width + width - 1)
+    seen = ahead <= 0 if causal else np.ones(row.shape, bool)
+    if window is not None:
+        seen = seen & (behind < window) & (ahead < window)
+    return row[seen].astype(np.int32), column[seen].astype(np.int32)
 
 
 def visible(queries: Tokens, keys: Tokens, *, causal: bool, window: int | None) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from seqmodels.axes import Array, accumulate_dtype
-from seqmodels.ops.attention.mask import Tokens, visible
+from seqmodels.ops.attention.mask import tokens, visible
 
 
 def run(
@@ -13,8 +13,10 @@ def run(
     k: Array,
     v: Array,
     sink: Array | None,
-    queries: Tokens,
-    keys: Tokens,
+    segment_ids: Array | None,
+    kv_segment_ids: Array | None,
+    positions: Array | None,
+    kv_positions: Array | None,
     *,
     causal: bool,
     window: int | None,
@@ -23,6 +25,7 @@ def run(
 ) -> Array:
     """``q [B,T,H,K]``, ``k [B,S,Hk,K]``, ``v [B,S,Hk,V]`` -> ``[B,T,H,V]`` in `q`'s dtype."""
     del chunk_size
+    queries, keys = tokens(segment_ids, kv_segment_ids, positions, kv_positions)
     dtype = accumulate_dtype(q, k, v)
     batch, length, heads, size = q.shape
     groups = k.shape[2]

@@ -1,4 +1,4 @@
-"""Derivatives of a recurrence that runs as a kernel: the same for every op and every kind of accelerator."""
+"""Derivatives of an op that runs as a kernel: the same for every op and every kind of accelerator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def differentiable(
     """``kernel(call, inputs, ids) -> results`` with a gradient kernel, and second derivatives of the chunked form.
 
     Args:
-      forward: ``(call, inputs, ids, save) -> (results, states)``: states before every chunk if `save`, or ``None``.
+      forward: ``(call, inputs, ids, save) -> (results, states)``: what `backward` needs if `save`, else ``None``.
       backward: ``(call, inputs, ids, states, cotangents) -> gradients``, of the structure of `inputs`.
       chunked: ``(call, inputs, ids) -> results`` in plain XLA.
 
@@ -61,7 +61,7 @@ def differentiable(
             return jax.vjp(lambda inputs: chunked(call, inputs, ids), inputs)[1](cotangents)[0]
 
         d_inputs, d_cotangents = jax.vjp(plain, inputs, cotangents)[1](outer)
-        return d_inputs, None, jnp.zeros_like(states), d_cotangents
+        return d_inputs, None, jax.tree.map(jnp.zeros_like, states), d_cotangents
 
     kernel.defvjp(kernel_fwd, kernel_bwd)
     saving.defvjp(saving_fwd, saving_bwd)
