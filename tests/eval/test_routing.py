@@ -21,7 +21,7 @@ def test_choices_of_scanned_and_remaining_layers():
     cfg = LMConfig(dim=32, depth=5, vocab_size=40, pattern=(MIXED, PLAIN))  # two periods and a remainder
     tokens = jax.random.randint(jax.random.key(0), (2, 7), 0, 40)
     params = unbox(jax.jit(cfg.make().init)(jax.random.key(1), tokens))
-    found = choices(cfg.make(), params, tokens)
+    found = jax.jit(lambda params: choices(cfg.make(), params, tokens))(params)
     assert list(found) == [0, 2, 4] and all(choice.shape == (2, 7, 2) for choice in found.values())
     assert not np.array_equal(found[0], found[2])
 
@@ -36,7 +36,8 @@ def test_choices_of_scanned_and_remaining_layers():
 def test_a_model_without_routers_has_no_choices():
     cfg = LMConfig(dim=32, depth=1, vocab_size=40, pattern=(dataclasses.replace(PLAIN, mlp=None),))
     tokens = jnp.zeros((1, 3), jnp.int32)
-    assert choices(cfg.make(), unbox(cfg.make().init(jax.random.key(0), tokens)), tokens) == {}
+    params = unbox(jax.jit(cfg.make().init)(jax.random.key(0), tokens))
+    assert choices(cfg.make(), params, tokens) == {}
 
 
 def test_shares():

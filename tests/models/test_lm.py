@@ -102,7 +102,7 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters(hybrid):
 def test_head_matches_the_logits(hybrid):
     model, params, tokens, logits = hybrid
     targets = jnp.roll(tokens, -1, axis=1)
-    hidden, _, _ = model.apply(params, tokens, method="hidden")
+    hidden = jax.jit(lambda params: model.apply(params, tokens, method="hidden")[0])(params)
     loss = ops.linear_cross_entropy(hidden, model.head(params), targets)
     expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1).mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -111,9 +111,9 @@ def test_head_matches_the_logits(hybrid):
 def test_untied_head_and_softcap():
     cfg = dataclasses.replace(BASE, depth=1, pattern=(MAMBA,), tie_embeddings=False, softcap=0.01)
     model, tokens = cfg.make(), jnp.ones((1, 5), jnp.int32)
-    params = model.init(jax.random.key(0), tokens)
+    params = jax.jit(model.init)(jax.random.key(0), tokens)
     assert model.head(params).shape == (40, 32)
-    assert jnp.abs(model.apply(params, tokens)[0]).max() <= 0.01
+    assert jnp.abs(jax.jit(model.apply)(params, tokens)[0]).max() <= 0.01
 
 
 def test_aux_losses_add_up_and_statistics_average():
@@ -148,9 +148,9 @@ def test_bad_configs_are_named(change, message):
 def test_classifier_ignores_padding(pool):
     cfg = ClassifierConfig(dim=32, depth=2, pattern=(DELTA,), num_classes=3, vocab_size=None, pool=pool)
     model, x = cfg.make(), jax.random.normal(jax.random.key(0), (2, 9, 4))
-    params = model.init(jax.random.key(1), x)
-    logits, _ = model.apply(params, x)
+    params, apply = jax.jit(model.init)(jax.random.key(1), x), jax.jit(model.apply)
+    logits, _ = apply(params, x)
     padded = jnp.concatenate([x, jnp.full((2, 4, 4), 7.0)], 1)
     ids = jnp.concatenate([jnp.ones((2, 9), jnp.int32), jnp.zeros((2, 4), jnp.int32)], 1)
     assert logits.shape == (2, 3)
-    np.testing.assert_allclose(model.apply(params, padded, ids)[0], logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(apply(params, padded, ids)[0], logits, rtol=1e-5, atol=1e-6)

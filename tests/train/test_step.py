@@ -53,7 +53,7 @@ def run(model, params, batches, **changes):
 
 def test_loss_is_the_masked_mean_of_token_losses(model, params):
     batch = make_batch()
-    logits, _, _ = model.apply(params, batch["tokens"], segment_ids=batch["segment_ids"])
+    logits, _, _ = jax.jit(model.apply)(params, batch["tokens"], segment_ids=batch["segment_ids"])
     token = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], -1)[..., 0]
     expected = (token * batch["loss_mask"]).sum() / batch["loss_mask"].sum()
     right = (jnp.argmax(logits, -1) == batch["targets"]) * batch["loss_mask"]
