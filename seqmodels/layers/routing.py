@@ -6,6 +6,7 @@ for the z-loss. Everything here is float32 whatever the model computes in: a rou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -32,13 +33,18 @@ class Router(nn.Module):
     experts: int
     top_k: int
     param_dtype: Any = jnp.float32
+    use_bias: bool = False
+    kernel_init: Callable[..., Array] = default_kernel_init
 
     @nn.compact
     def __call__(self, x: Array) -> Routing:
         shape = (x.shape[-1], self.experts)
-        kernel = param(self, "kernel", default_kernel_init, shape, ("embed", None), self.param_dtype)
+        kernel = param(self, "kernel", self.kernel_init, shape, ("embed", None), self.param_dtype)
         wide = accumulate_dtype(x)
         logits = jnp.dot(x.astype(wide), kernel.astype(wide), precision=jax.lax.Precision.HIGHEST)
+        if self.use_bias:
+            bias = param(self, "bias", nn.initializers.zeros, (self.experts,), (None,), self.param_dtype)
+            logits = logits + jnp.broadcast_to(bias.astype(wide), logits.shape)
         top, choice = jax.lax.top_k(logits, self.top_k)
         return Routing(choice, jax.nn.softmax(top, axis=-1), jax.nn.softmax(logits, axis=-1), logits)
 
