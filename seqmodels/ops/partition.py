@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from seqmodels.axes import DEFAULT_RULES, split_axes
 
 LOGICAL = {"B": "batch", "H": "heads", "Hk": "heads"}  # letters that are split -> name in the rules
+WHOLE = {"T": "length", "vocab": "vocab"}  # letters that must not be: a kernel walks over them -> name in the rules
 
 
 class Dims(NamedTuple):
@@ -83,9 +84,12 @@ def plan(dims: Dims | None, args: Sequence[Any]) -> Share | str:
     homeless = tuple(name for name in wide if not any(name in over for over in rules.values()))
     if homeless:
         return f"no logical axis rule says what mesh axes {homeless} split"
-    over = {name: tuple(axis for axis in rules.get(name, ()) if axis in wide) for name in ("batch", "heads", "length")}
-    if over["length"]:
-        return f"time is split over mesh axes {over['length']}, and a kernel walks it in order"
+    names = {*LOGICAL.values(), *WHOLE.values()}
+    over = {name: tuple(axis for axis in rules.get(name, ()) if axis in wide) for name in names}
+    letters = {letter for axes in dims.inputs for letter in (axes or "").split()}
+    for letter, name in WHOLE.items():
+        if letter in letters and over[name]:
+            return f"{name} is split over mesh axes {over[name]}, and a kernel walks all of it in order"
     over["heads"] = tuple(axis for axis in over["heads"] if axis not in over["batch"])
     for axes, x in zip(dims.inputs, args, strict=True):
         for letter, size in zip((axes or "").split(), () if x is None else x.shape):

@@ -10,9 +10,14 @@ from jaxtyping import Float, Int, Shaped
 
 from seqmodels.axes import Array
 from seqmodels.ops.dispatch import Implementation, dispatch
-from seqmodels.ops.linear_cross_entropy import chunked, reference
+from seqmodels.ops.linear_cross_entropy import chunked, pallas_tpu, reference
+from seqmodels.ops.partition import Dims
 
-IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implementation(reference.run)}
+IMPLEMENTATIONS = {
+    "pallas_tpu": Implementation(pallas_tpu.run, pallas_tpu.supports),
+    "chunked": Implementation(chunked.run),
+    "reference": Implementation(reference.run),
+}
 
 
 def linear_cross_entropy(
@@ -27,6 +32,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     ignore_index: int = -100,
     reduction: Literal["mean", "sum", "none"] = "mean",
+    gradient_filter: float | None = None,
     impl: str = "auto",
     chunk_size: int | None = None,
 ) -> Float[Array, ""] | Float[Array, "*tokens"]:
@@ -37,9 +43,9 @@ def linear_cross_entropy(
 
     The chunked form walks over blocks of the vocabulary (and of the tokens, when they are many) with an online
     logsumexp, keeps one number per token, and computes the logits again in the backward pass, as in Cut Cross-Entropy
-    (arXiv 2411.09009) without its gradient filter. A problem that fits into one block keeps its logits and costs what
-    the plain form costs. Logits, sums and the loss are float32 (float64 for float64 inputs); gradients have their
-    inputs' dtypes.
+    (arXiv 2411.09009); the TPU kernel does so tile by tile in vector memory. A problem that fits into one block of the
+    chunked form keeps its logits and costs what the plain form costs. Logits, sums and the loss are float32 (float64
+    for float64 inputs); gradients have their inputs' dtypes. On a TPU bfloat16 hidden states make bfloat16 products.
 
     Args:
       hidden: ``[..., D]``, floating point.
@@ -53,7 +59,10 @@ def linear_cross_entropy(
       ignore_index: the target of tokens without loss.
       reduction: ``"mean"`` (sum of weighted losses over the sum of weights; 0 when everything is ignored), ``"sum"``,
         or ``"none"`` (every token's weighted loss, 0 where ignored: what an evaluation by position or slice needs).
-      impl: ``"auto"``, ``"chunked"`` or ``"reference"``.
+      gradient_filter: permission to leave out of the gradient whole tiles of logits in which every derivative of a
+        token's loss is smaller than this (before weights and the cap's derivative); ``2**-12`` is the paper's for
+        bfloat16. ``None`` leaves nothing out, and so do all implementations but the TPU kernel.
+      impl: ``"auto"``, ``"pallas_tpu"``, ``"chunked"`` or ``"reference"``.
       chunk_size: vocabulary entries per block; ``None`` chooses.
 
     Returns:
@@ -63,7 +72,7 @@ def linear_cross_entropy(
       ValueError: a shape, dtype or option is not as above.
     """
     _check(hidden, embedding, targets, bias, weights)
-    _check_options(label_smoothing, z_loss, softcap, reduction, chunk_size)
+    _check_options(label_smoothing, z_loss, softcap, reduction, gradient_filter, chunk_size)
     targets = targets.astype(jnp.int32)
     flat = dispatch(
         "linear_cross_entropy",
@@ -76,7 +85,9 @@ def linear_cross_entropy(
         label_smoothing=float(label_smoothing),
         z_loss=float(z_loss),
         softcap=softcap,
+        gradient_filter=gradient_filter,
         chunk_size=chunk_size,
+        dims=Dims(("B D", "vocab D", "vocab", "B"), "B"),
     )
     loss = flat.reshape(targets.shape)
     weights = jnp.ones(targets.shape, loss.dtype) if weights is None else weights.astype(loss.dtype)
@@ -113,7 +124,12 @@ def _check(hidden: Array, embedding: Array, targets: Array, bias: Array | None, 
 
 
 def _check_options(
-    label_smoothing: float, z_loss: float, softcap: float | None, reduction: str, chunk_size: int | None
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    reduction: str,
+    gradient_filter: float | None,
+    chunk_size: int | None,
 ) -> None:
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing={label_smoothing} is out of range, expected 0 <= label_smoothing < 1")
@@ -121,6 +137,8 @@ def _check_options(
         raise ValueError(f"z_loss={z_loss} is negative, expected a weight >= 0")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap={softcap} is not positive, expected a bound > 0; use None for no cap")
+    if gradient_filter is not None and not 0 < gradient_filter < 1:
+        raise ValueError(f"gradient_filter={gradient_filter} is out of range, expected 0 < threshold < 1 or None")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction={reduction!r} is unknown, expected 'mean', 'sum' or 'none'")
     if chunk_size is not None and chunk_size < 1:

@@ -60,9 +60,10 @@ def run(
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
+    gradient_filter: float | None = None,
     chunk_size: int | None = None,
 ) -> Array:
-    """Loss of every token ``[N]``; arguments as in the reference."""
+    """Loss of every token ``[N]``; arguments as in the reference. Nothing is filtered."""
     lanes, blocks, rows = _cut_vocabulary(embedding.shape[0], chunk_size)
     devices = max(1, jax.sharding.get_abstract_mesh().size)
     token_blocks = max(1, -(-targets.shape[0] * lanes * rows // (LOGITS * devices)))

@@ -17,11 +17,13 @@ def run(
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
+    gradient_filter: float | None = None,
     chunk_size: int | None = None,
 ) -> Array:
     """Loss of every token ``[N]``, from ``hidden [N,D]``, ``embedding [vocab,D]``, ``bias [vocab]``, ``targets [N]``.
 
-    Targets outside the vocabulary give a number without meaning, which the caller replaces. No chunks here.
+    Targets outside the vocabulary give a number without meaning, which the caller replaces. No chunks here,
+    and nothing is filtered.
     """
     dtype = accumulate_dtype(hidden, embedding)
     logits = jnp.einsum("nd,vd->nv", hidden, embedding, preferred_element_type=dtype)
