@@ -37,6 +37,8 @@ from seqmodels.mixers.retnet import RetNet as RetNet
 from seqmodels.mixers.retnet import RetNetConfig as RetNetConfig
 from seqmodels.mixers.rg_lru import RGLRU as RGLRU
 from seqmodels.mixers.rg_lru import RGLRUConfig as RGLRUConfig
+from seqmodels.mixers.s4 import S4 as S4
+from seqmodels.mixers.s4 import S4Config as S4Config
 from seqmodels.mixers.s4d import S4D as S4D
 from seqmodels.mixers.s4d import S4DConfig as S4DConfig
 from seqmodels.mixers.s5 import S5 as S5

@@ -113,6 +113,11 @@ class MixerConfig:
         window = getattr(self, "window", None)
         return f"{name}({window})" if window else name
 
+    @property
+    def causal(self) -> bool:
+        """Whether outputs depend on no later input; language models refuse a mixer that says no."""
+        return True
+
     def shared_params(self, dim: int, depth: int) -> dict[str, SharedParam]:
         """Model-level parameters that this mixer reads from ``context.shared``."""
         return {}

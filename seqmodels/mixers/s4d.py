@@ -8,6 +8,7 @@ convolution inside chunks with the state carried between them (`ops.linear_ssm`)
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -16,10 +17,9 @@ import numpy as np
 
 from seqmodels import ops
 from seqmodels.axes import Array
-from seqmodels.layers.param import param
 from seqmodels.mixers import parts, state_space
-from seqmodels.mixers.base import Context, Cursor, Mixer
-from seqmodels.mixers.state_space import StateSpaceConfig, StateSpaceState
+from seqmodels.mixers.base import Context, Cursor
+from seqmodels.mixers.state_space import MIN_DECAY, StateSpaceConfig, StateSpaceMixer, StateSpaceState
 from seqmodels.ops import hippo
 from seqmodels.ops.linear_ssm.chunked import CHUNK
 
@@ -54,7 +54,7 @@ class S4DConfig(StateSpaceConfig):
         return dim * (2.0 * CHUNK + 4.0 * self.state_size + 4.0 * dim)
 
 
-class S4D(Mixer):
+class S4D(StateSpaceMixer):
     """``[B,T,D] -> [B,T,D]``; see the module's docstring and `S4DConfig`."""
 
     cfg: S4DConfig
@@ -66,36 +66,29 @@ class S4D(Mixer):
         state: StateSpaceState | None = None,
         segment_ids: Array | None = None,
         context: Context = Context(),  # noqa: B008
-    ) -> tuple[Array, StateSpaceState, dict[str, Any]]:
-        held = self.init_state(x.shape[0]) if state is None else state
+    ) -> tuple[Array, StateSpaceState | None, dict[str, Any]]:
+        held = self.held(x.shape[0], state)
         entry = held.cursor.enter(segment_ids, x.shape[1])
-        a, b, c = self._system()
+        a, b = self._system()
         u = parts.wide(x)
         before = state_space.to_complex(entry.carried(held.memory))
-        y, after = ops.linear_ssm(u, a, b, 2 * c, state=before, segment_ids=segment_ids)
-        out = state_space.gated_linear_unit(self, y + state_space.skip(self) * u)
-        return out, StateSpaceState(entry.cursor, state_space.to_parts(after)), {}
+        y, after = ops.linear_ssm(u, a, b, 2 * state_space.readout(self, "C"), state=before, segment_ids=segment_ids)
+        after = StateSpaceState(entry.cursor, state_space.to_parts(after))
+        if self.cfg.bidirectional:
+            c = 2 * state_space.readout(self, "C_backward")
+            run = lambda u, ids: ops.linear_ssm(u, a, b, c, segment_ids=ids)[0]  # noqa: E731
+            y, after = y + state_space.from_the_future(run, u, segment_ids, strict=True), None
+        return state_space.gated_linear_unit(self, y + state_space.skip(self) * u), after, {}
 
-    def _system(self) -> tuple[Array, Array, Array]:
-        """The discrete system: Ā, B̄ and C ``[D,N/2]``, complex."""
-        cfg, half = self.cfg, self.cfg.state_size // 2
+    def _system(self) -> tuple[Array, Array]:
+        """The discrete system: Ā and B̄ ``[D,N/2]``, complex."""
+        cfg = self.cfg
         A, B = hippo.diagonal(cfg.init, cfg.state_size)
-        count = cfg.n_ssm or self.dim
-        axes = ("heads", None)
-
-        def own(name: str, value: np.ndarray, *last: int) -> Array:
-            init, shape = state_space.constant(value), (count, half, *last)
-            held = param(self, name, init, shape, (*axes, *[None] * len(last)), self.param_dtype)
-            return jnp.tile(parts.wide(held), (self.dim // count, *[1] * (1 + len(last))))
-
-        eigenvalues = -jnp.exp(own("log_A_real", np.log(-A.real))) + 1j * own("A_imag", A.imag)
-        inputs = state_space.to_complex(own("B", state_space.in_parts(B), 2))
-        normal = nn.initializers.normal(0.5**0.5)
-        outputs = param(self, "C", normal, (self.dim, half, 2), (*axes, None), self.param_dtype)
+        own = functools.partial(state_space.of_channels, self, cfg.n_ssm)
+        eigenvalues = -jnp.exp(own("log_A_real", np.log(np.maximum(-A.real, MIN_DECAY)))) + 1j * own("A_imag", A.imag)
         dt = state_space.steps(self, "log_dt", self.dim)
-        a, b = hippo.discretize_diagonal(eigenvalues, inputs, dt[:, None], cfg.discretization)
-        return a, b, state_space.to_complex(parts.wide(outputs))
+        return hippo.discretize_diagonal(eigenvalues, own("B", B), dt[:, None], cfg.discretization)
 
-    def init_state(self, batch: int, max_length: int | None = None) -> StateSpaceState:
+    def zeros(self, batch: int) -> StateSpaceState:
         shape = (batch, self.dim, self.cfg.state_size // 2, 2)
         return StateSpaceState(Cursor.zeros(batch), jnp.zeros(shape, jnp.float32))

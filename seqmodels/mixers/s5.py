@@ -20,11 +20,9 @@ from seqmodels import ops
 from seqmodels.axes import Array
 from seqmodels.layers.param import param
 from seqmodels.mixers import parts, state_space
-from seqmodels.mixers.base import Context, Cursor, Mixer
-from seqmodels.mixers.state_space import StateSpaceConfig, StateSpaceState
+from seqmodels.mixers.base import Context, Cursor
+from seqmodels.mixers.state_space import MIN_DECAY, StateSpaceConfig, StateSpaceMixer, StateSpaceState
 from seqmodels.ops import hippo
-
-MAX_REAL = -1e-4  # of an eigenvalue, so that every state fades
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +45,11 @@ class S5Config(StateSpaceConfig):
     def tiny(cls) -> S5Config:
         return cls(state_size=8, num_blocks=2, dt_min=0.1, dt_max=1.0)
 
+    def block(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues ``[n/2]`` and eigenvectors ``[n,n/2]`` of one initial block, n = N / J."""
+        eigenvalues, _, _, vectors = hippo.nplr("legs", self.state_size // self.num_blocks)
+        return eigenvalues, vectors
+
     def make(self, dim: int, **kwargs: Any) -> S5:
         return S5(self, dim, **kwargs)
 
@@ -54,7 +57,7 @@ class S5Config(StateSpaceConfig):
         return 4.0 * dim * self.state_size + 4.0 * self.state_size + 2.0 * dim * dim
 
 
-class S5(Mixer):
+class S5(StateSpaceMixer):
     """``[B,T,D] -> [B,T,D]``; see the module's docstring and `S5Config`."""
 
     cfg: S5Config
@@ -66,22 +69,24 @@ class S5(Mixer):
         state: StateSpaceState | None = None,
         segment_ids: Array | None = None,
         context: Context = Context(),  # noqa: B008
-    ) -> tuple[Array, StateSpaceState, dict[str, Any]]:
-        held = self.init_state(x.shape[0]) if state is None else state
+    ) -> tuple[Array, StateSpaceState | None, dict[str, Any]]:
+        held = self.held(x.shape[0], state)
         entry = held.cursor.enter(segment_ids, x.shape[1])
-        a, B, C = self._system()
+        a, B = self._system()
         u = parts.wide(x)
-        driven = jax.lax.complex(u @ B.real.T, u @ B.imag.T)  # [B,T,N/2]
         before = state_space.to_complex(entry.carried(held.memory))
-        h, after = ops.linear_scan(a, driven, state=before, segment_ids=segment_ids)
-        y = 2 * (h.real @ C.real.T - h.imag @ C.imag.T) + state_space.skip(self) * u
-        out = state_space.gated_unit(self, y)
-        return out, StateSpaceState(entry.cursor, state_space.to_parts(after)), {}
+        y, after = _run(a, B, self._readout("C"), u, before, segment_ids)
+        after = StateSpaceState(entry.cursor, state_space.to_parts(after))
+        if self.cfg.bidirectional:
+            C = self._readout("C_backward")
+            run = lambda u, ids: _run(a, B, C, u, None, ids)[0]  # noqa: E731
+            y, after = y + state_space.from_the_future(run, u, segment_ids, strict=False), None
+        return state_space.gated_unit(self, y + state_space.skip(self) * u), after, {}
 
-    def _system(self) -> tuple[Array, Array, Array]:
-        """The discrete system: Λ̄ ``[N/2]``, B̄ ``[N/2,D]`` and C ``[D,N/2]``, complex."""
+    def _system(self) -> tuple[Array, Array]:
+        """The discrete system: Λ̄ ``[N/2]`` and B̄ ``[N/2,D]``, complex."""
         cfg, half = self.cfg, self.cfg.state_size // 2
-        eigenvalues, _, _, vectors = hippo.nplr("legs", cfg.state_size // cfg.num_blocks)
+        eigenvalues, vectors = cfg.block()
         repeated = np.tile(eigenvalues, cfg.num_blocks)
 
         def own(name: str, init: parts.Init, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
@@ -90,15 +95,28 @@ class S5(Mixer):
         real = own("Lambda_re", state_space.constant(repeated.real), (half,), ("heads",))
         imag = own("Lambda_im", state_space.constant(repeated.imag), (half,), ("heads",))
         B = own("B", _input_init(vectors), (half, self.dim, 2), ("heads", "embed", None))
-        C = own("C", _output_init(vectors), (self.dim, half, 2), ("embed", "heads", None))
         dt = state_space.steps(self, "log_step", half)
-        eigenvalues = jnp.minimum(real, MAX_REAL) + 1j * imag
+        eigenvalues = jnp.minimum(real, -MIN_DECAY) + 1j * imag
         a, gain = hippo.discretize_diagonal(eigenvalues, 1.0, dt, cfg.discretization)
-        return a, gain[:, None] * state_space.to_complex(B), state_space.to_complex(C)
+        return a, gain[:, None] * state_space.to_complex(B)
 
-    def init_state(self, batch: int, max_length: int | None = None) -> StateSpaceState:
+    def _readout(self, name: str) -> Array:
+        """``C [D,N/2]``, complex, from the parameter `name`."""
+        shape, axes = (self.dim, self.cfg.state_size // 2, 2), ("embed", "heads", None)
+        return state_space.to_complex(
+            parts.wide(param(self, name, _output_init(self.cfg.block()[1]), shape, axes, self.param_dtype))
+        )
+
+    def zeros(self, batch: int) -> StateSpaceState:
         shape = (batch, self.cfg.state_size // 2, 2)
         return StateSpaceState(Cursor.zeros(batch), jnp.zeros(shape, jnp.float32))
+
+
+def _run(a: Array, B: Array, C: Array, u: Array, state: Array | None, segment_ids: Array | None) -> tuple[Array, Array]:
+    """``2 Re(C h)`` ``[B,T,D]`` and the last state of the system driven by ``u [B,T,D]``."""
+    driven = jax.lax.complex(u @ B.real.T, u @ B.imag.T)  # [B,T,N/2]
+    h, after = ops.linear_scan(a, driven, state=state, segment_ids=segment_ids)
+    return 2 * (h.real @ C.real.T - h.imag @ C.imag.T), after
 
 
 def _input_init(vectors: np.ndarray) -> parts.Init:

@@ -1,9 +1,11 @@
-"""What the state-space layers S4, S4D and S5 share: complex parameters in two real parts, step sizes, the read-out."""
+"""What the state-space layers S4, S4D and S5 share: complex parameters in two real parts, step sizes, both directions,
+the read-out."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,12 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqmodels import ops
 from seqmodels.axes import Array
 from seqmodels.errors import UserError
 from seqmodels.layers.linear import Linear
 from seqmodels.layers.param import param
 from seqmodels.mixers import parts
 from seqmodels.mixers.base import Cursor, Mixer, MixerConfig
+
+MIN_DECAY = 1e-4
+"""Least initial (S5: least) decay rate of a state."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +37,9 @@ class StateSpaceConfig(MixerConfig):
     """Largest initial step size."""
     rate: float = 1.0
     """Factor of all step sizes: 2 runs a layer on every second sample of the signals that it was trained on."""
+    bidirectional: bool = False
+    """Add a read-out of the same system run backwards, for classifiers: the layer has no state, and no language model
+    takes it."""
 
     def __post_init__(self) -> None:
         parts.require_positive(self, "state_size", "dt_min", "dt_max", "rate")
@@ -40,12 +49,55 @@ class StateSpaceConfig(MixerConfig):
         if self.dt_min > self.dt_max:
             raise UserError(f"{name}.dt_min={self.dt_min} exceeds dt_max={self.dt_max}; swap them")
 
+    @property
+    def causal(self) -> bool:
+        return not self.bidirectional
+
 
 class StateSpaceState(NamedTuple):
     """The state of the system."""
 
     cursor: Cursor
     memory: Array  # float32; a complex state has a last axis for its real and imaginary part
+
+
+class StateSpaceMixer(Mixer):
+    """A layer that has a state unless it runs both ways."""
+
+    def zeros(self, batch: int) -> StateSpaceState:
+        """The state before the first token."""
+        raise NotImplementedError
+
+    def init_state(self, batch: int, max_length: int | None = None) -> StateSpaceState:
+        self._require_causal()
+        return self.zeros(batch)
+
+    @nn.nowrap
+    def held(self, batch: int, state: StateSpaceState | None) -> StateSpaceState:
+        """`state`, or the one before the first token."""
+        if state is None:
+            return self.zeros(batch)
+        self._require_causal()
+        return state
+
+    @nn.nowrap
+    def _require_causal(self) -> None:
+        if self.cfg.bidirectional:
+            name = type(self.cfg).__name__
+            raise UserError(f"{name}.bidirectional=True reads the future and keeps no state; set it to False to decode")
+
+
+def from_the_future(
+    run: Callable[[Array, Array | None], Array], u: Array, segment_ids: Array | None, *, strict: bool
+) -> Array:
+    """``run(u, segment_ids)`` backwards in time, document by document; with `strict` without a token's own input."""
+    flip = lambda x: x[:, ::-1]  # noqa: E731
+    ids = None if segment_ids is None else flip(segment_ids)
+    y = run(flip(u), ids)
+    if strict:
+        previous = jnp.zeros((2, u.shape[2]), y.dtype).at[0].set(1)
+        y, _ = ops.short_conv(y, previous, segment_ids=ids)
+    return flip(y)
 
 
 def steps(mixer: Mixer, name: str, count: int, axis: str | None = "heads") -> Array:
@@ -56,6 +108,26 @@ def steps(mixer: Mixer, name: str, count: int, axis: str | None = "heads") -> Ar
         return jax.random.uniform(key, shape, dtype, math.log(cfg.dt_min), math.log(cfg.dt_max))
 
     return cfg.rate * jnp.exp(parts.wide(param(mixer, name, init, (count,), (axis,), mixer.param_dtype)))
+
+
+def of_channels(mixer: Mixer, copies: int | None, name: str, value: np.ndarray) -> Array:
+    """``[*lead,dim,N/2]`` from the parameter `name`, ``[*lead,copies,N/2]``, which starts at ``value [*lead,N/2]``.
+
+    The channels share `copies` in turn, ``None``: one each. A complex value has a last axis for its two parts.
+    """
+    count, lead, pair = copies or mixer.dim, value.shape[:-1], () if np.isrealobj(value) else (2,)
+    start = np.expand_dims(in_parts(value) if pair else value, len(lead))
+    shape = (*lead, count, value.shape[-1], *pair)
+    axes = (*[None] * len(lead), "heads", None, *[None] * len(pair))
+    held = parts.wide(param(mixer, name, constant(start), shape, axes, mixer.param_dtype))
+    held = jnp.tile(held, (*[1] * len(lead), mixer.dim // count, 1, *[1] * len(pair)))
+    return to_complex(held) if pair else held
+
+
+def readout(mixer: Mixer, name: str) -> Array:
+    """``C [dim,N/2]``, complex, from the parameter `name`."""
+    normal, shape = nn.initializers.normal(0.5**0.5), (mixer.dim, mixer.cfg.state_size // 2, 2)
+    return to_complex(parts.wide(param(mixer, name, normal, shape, ("heads", None, None), mixer.param_dtype)))
 
 
 def skip(mixer: Mixer) -> Array:

@@ -8,6 +8,8 @@ from seqmodels.ops.linear_attention import linear_attention as linear_attention
 from seqmodels.ops.linear_attention import normalized_linear_attention as normalized_linear_attention
 from seqmodels.ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from seqmodels.ops.linear_scan import linear_scan as linear_scan
+from seqmodels.ops.linear_ssm import dplr_kernel as dplr_kernel
+from seqmodels.ops.linear_ssm import dplr_system as dplr_system
 from seqmodels.ops.linear_ssm import linear_ssm as linear_ssm
 from seqmodels.ops.linear_ssm import ssm_kernel as ssm_kernel
 from seqmodels.ops.long_conv import long_conv as long_conv

@@ -17,8 +17,9 @@ from seqmodels.axes import Array
 from seqmodels.sharding import path_name
 from seqmodels.train.experiment import OptimConfig
 
-NO_DECAY = ("A_log", "D", "dt_bias", "bias", "scale", "sinks", "lower_bounds")
-"""Parameters that set a decay, a skip, an offset or a gain: pulling them to zero changes what the layer is."""
+NO_DECAY = ("A_log", "D", "dt_bias", "bias", "scale", "sinks", "lower_bounds", "log_A_real", "A_imag", "P", "B")
+"""Parameters that set a decay, a state-space system, a skip, an offset or a gain: pulling them to zero changes what the
+layer is."""
 
 MUON_RMS = 0.2
 """Root mean square of Muon's updates, which matches AdamW's so that both share a learning rate (arXiv:2502.16982)."""

@@ -24,6 +24,11 @@ SHAPES = {  # path -> (shape, decays, Muon)
     f"{BLOCK}/mixer/D": ((2, 3), False, False),
     f"{BLOCK}/mixer/dt_bias": ((2, 3), False, False),
     f"{BLOCK}/mixer/o_norm/scale": ((2, 8), False, False),
+    f"{BLOCK}/mixer/log_A_real": ((2, 8, 4), False, False),
+    f"{BLOCK}/mixer/A_imag": ((2, 8, 4), False, False),
+    f"{BLOCK}/mixer/P": ((2, 1, 8, 4, 2), False, False),
+    f"{BLOCK}/mixer/B": ((2, 8, 4, 2), False, False),
+    f"{BLOCK}/mixer/C": ((2, 8, 4, 2), True, False),
     "params/backbone/stack/tail/block_0/mlp/up_proj/kernel": ((8, 16), True, True),
     "params/backbone/stack/tail/block_0/mixer/A_log": ((3, 4), False, False),
 }

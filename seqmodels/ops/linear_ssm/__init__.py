@@ -9,6 +9,8 @@ from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.ops import checks
 from seqmodels.ops.dispatch import Implementation, dispatch
 from seqmodels.ops.linear_ssm import chunked, matrix, reference
+from seqmodels.ops.linear_ssm.dplr import dplr_kernel as dplr_kernel
+from seqmodels.ops.linear_ssm.dplr import dplr_system as dplr_system
 
 IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implementation(reference.run)}
 
