@@ -122,6 +122,13 @@ class MixerConfig:
         """Model-level parameters that this mixer reads from ``context.shared``."""
         return {}
 
+    def shared_values(self, batch: int, length: int, dtype: Any) -> dict[str, Array]:
+        """Values that layers of this mixer hand up the stack in ``context.shared``, as they are below the first layer.
+
+        They are made anew for every call of a model on `length` tokens.
+        """
+        return {}
+
     def flops_per_token(self, dim: int, length: int) -> float:
         """Forward FLOPs per token (a multiply-add counts two) in a sequence of `length` tokens."""
         raise NotImplementedError(f"{type(self).__name__} must define flops_per_token(dim, length)")

@@ -75,6 +75,12 @@ class ParallelConfig(MixerConfig):
             found |= branch.shared_params(dim, depth)
         return found
 
+    def shared_values(self, batch: int, length: int, dtype: Any) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for branch in self.branches:
+            found |= branch.shared_values(batch, length, dtype)
+        return found
+
     def flops_per_token(self, dim: int, length: int) -> float:
         inner = sum(branch.flops_per_token(dim, length) for branch in self.branches)
         return inner + 2.0 * dim * len(self.branches)

@@ -115,6 +115,8 @@ class Backbone(nn.Module):
         shared = {
             name: param(self, name, spec.init, spec.shape, spec.axes) for name, spec in self.cfg.shared_params().items()
         }
+        for block in self.cfg.pattern:
+            shared |= block.mixer.shared_values(x.shape[0], x.shape[1], jnp.dtype(self.cfg.dtype))
         x, state, aux = make_stack(self.cfg, name="stack")(x, state, segment_ids, shared)
         return RMSNorm(eps=self.cfg.norm_eps, name="final_norm")(x), state, aux
 
