@@ -63,6 +63,18 @@ class LayerNorm(nn.Module):
         return y.astype(x.dtype)
 
 
+class Affine(nn.Module):
+    """``x * scale + bias`` per feature, in the dtype of `x`: what a batch norm is at inference."""
+
+    axis: str | None = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
+        scale = _vector(self, "scale", nn.initializers.ones, self.axis, self.param_dtype, x)
+        return x * scale + _vector(self, "bias", nn.initializers.zeros, self.axis, self.param_dtype, x)
+
+
 class GatedRMSNorm(nn.Module):
     """RMS norm with an output gate.
 

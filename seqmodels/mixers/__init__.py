@@ -9,6 +9,8 @@ from seqmodels.mixers.base import Mixer as Mixer
 from seqmodels.mixers.base import MixerConfig as MixerConfig
 from seqmodels.mixers.base import SharedParam as SharedParam
 from seqmodels.mixers.base import discover as discover
+from seqmodels.mixers.conv_embedding import ConvEmbedding as ConvEmbedding
+from seqmodels.mixers.conv_embedding import ConvEmbeddingConfig as ConvEmbeddingConfig
 from seqmodels.mixers.delta_net import DeltaNet as DeltaNet
 from seqmodels.mixers.delta_net import DeltaNetConfig as DeltaNetConfig
 from seqmodels.mixers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
@@ -23,10 +25,14 @@ from seqmodels.mixers.kda import KDA as KDA
 from seqmodels.mixers.kda import KDAConfig as KDAConfig
 from seqmodels.mixers.linear_attention import LinearAttention as LinearAttention
 from seqmodels.mixers.linear_attention import LinearAttentionConfig as LinearAttentionConfig
+from seqmodels.mixers.lmu import LMU as LMU
+from seqmodels.mixers.lmu import LMUConfig as LMUConfig
 from seqmodels.mixers.mamba import Mamba as Mamba
 from seqmodels.mixers.mamba import MambaConfig as MambaConfig
 from seqmodels.mixers.mamba2 import Mamba2 as Mamba2
 from seqmodels.mixers.mamba2 import Mamba2Config as Mamba2Config
+from seqmodels.mixers.memmamba import MemMamba as MemMamba
+from seqmodels.mixers.memmamba import MemMambaConfig as MemMambaConfig
 from seqmodels.mixers.mixture_of_memories import MixtureOfMemories as MixtureOfMemories
 from seqmodels.mixers.mixture_of_memories import MixtureOfMemoriesConfig as MixtureOfMemoriesConfig
 from seqmodels.mixers.parallel import Parallel as Parallel
@@ -43,3 +49,5 @@ from seqmodels.mixers.s4d import S4D as S4D
 from seqmodels.mixers.s4d import S4DConfig as S4DConfig
 from seqmodels.mixers.s5 import S5 as S5
 from seqmodels.mixers.s5 import S5Config as S5Config
+from seqmodels.mixers.seqboat import SeqBoat as SeqBoat
+from seqmodels.mixers.seqboat import SeqBoatConfig as SeqBoatConfig
