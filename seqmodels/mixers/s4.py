@@ -91,7 +91,9 @@ class S4(StateSpaceMixer):
         """The continuous system: A ``[D,N/2]``, P ``[rank,D,N/2]``, B, complex, and step sizes ``[D]``."""
         A, P, B, _ = hippo.nplr(self.cfg.measure, self.cfg.state_size)
         own = functools.partial(state_space.of_channels, self, self.cfg.n_ssm)
-        eigenvalues = -jnp.exp(own("log_A_real", np.log(np.maximum(-A.real, MIN_DECAY)))) + 1j * own("A_imag", A.imag)
+        eigenvalues = -jnp.exp(own("log_A_real", np.log(np.maximum(-np.real(A), MIN_DECAY)))) + 1j * own(
+            "A_imag", np.imag(A)
+        )
         return eigenvalues, own("P", P), own("B", B), state_space.steps(self, "log_dt", self.dim)
 
     def zeros(self, batch: int) -> StateSpaceState:

@@ -85,9 +85,12 @@ class S4D(StateSpaceMixer):
         cfg = self.cfg
         A, B = hippo.diagonal(cfg.init, cfg.state_size)
         own = functools.partial(state_space.of_channels, self, cfg.n_ssm)
-        eigenvalues = -jnp.exp(own("log_A_real", np.log(np.maximum(-A.real, MIN_DECAY)))) + 1j * own("A_imag", A.imag)
+        eigenvalues = -jnp.exp(own("log_A_real", np.log(np.maximum(-np.real(A), MIN_DECAY)))) + 1j * own(
+            "A_imag", np.imag(A)
+        )
         dt = state_space.steps(self, "log_dt", self.dim)
-        return hippo.discretize_diagonal(eigenvalues, own("B", B), dt[:, None], cfg.discretization)
+        a, b = hippo.discretize_diagonal(eigenvalues, own("B", B), dt[:, None], cfg.discretization)
+        return jnp.asarray(a), jnp.asarray(b)
 
     def zeros(self, batch: int) -> StateSpaceState:
         shape = (batch, self.dim, self.cfg.state_size // 2, 2)

@@ -92,13 +92,13 @@ class S5(StateSpaceMixer):
         def own(name: str, init: parts.Init, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
             return parts.wide(param(self, name, init, shape, axes, self.param_dtype))
 
-        real = own("Lambda_re", state_space.constant(repeated.real), (half,), ("heads",))
-        imag = own("Lambda_im", state_space.constant(repeated.imag), (half,), ("heads",))
+        real = own("Lambda_re", state_space.constant(np.real(repeated)), (half,), ("heads",))
+        imag = own("Lambda_im", state_space.constant(np.imag(repeated)), (half,), ("heads",))
         B = own("B", _input_init(vectors), (half, self.dim, 2), ("heads", "embed", None))
         dt = state_space.steps(self, "log_step", half)
         eigenvalues = jnp.minimum(real, -MIN_DECAY) + 1j * imag
         a, gain = hippo.discretize_diagonal(eigenvalues, 1.0, dt, cfg.discretization)
-        return a, gain[:, None] * state_space.to_complex(B)
+        return jnp.asarray(a), jnp.asarray(gain)[:, None] * state_space.to_complex(B)
 
     def _readout(self, name: str) -> Array:
         """``C [D,N/2]``, complex, from the parameter `name`."""
@@ -125,7 +125,9 @@ def _input_init(vectors: np.ndarray) -> parts.Init:
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         n, dim = vectors.shape[0], shape[1]
         real = jax.random.normal(key, (2 * shape[0] // n, n, dim), dtype) / math.sqrt(dim)
-        turned = [jnp.einsum("nk,jnd->jkd", jnp.asarray(part, dtype), real) for part in (vectors.real, -vectors.imag)]
+        turned = [
+            jnp.einsum("nk,jnd->jkd", jnp.asarray(part, dtype), real) for part in (np.real(vectors), -np.imag(vectors))
+        ]
         return jnp.stack(turned, axis=-1).reshape(shape)
 
     return init
@@ -137,7 +139,7 @@ def _output_init(vectors: np.ndarray) -> parts.Init:
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         n, dim, half = vectors.shape[0], *shape[:2]
         real, imag = jax.random.normal(key, (2, dim, 2 * half // n, n), dtype) / math.sqrt(4 * half)
-        re, im = (jnp.asarray(part, dtype) for part in (vectors.real, vectors.imag))
+        re, im = (jnp.asarray(part, dtype) for part in (np.real(vectors), np.imag(vectors)))
         turned = (real @ re - imag @ im, real @ im + imag @ re)
         return jnp.stack(turned, axis=-1).reshape(shape)
 

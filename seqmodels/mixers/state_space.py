@@ -142,7 +142,7 @@ def constant(value: np.ndarray) -> parts.Init:
 
 def in_parts(value: np.ndarray) -> np.ndarray:
     """Complex ``[...]`` -> real ``[...,2]``."""
-    return np.stack([value.real, value.imag], axis=-1)
+    return np.stack([np.real(value), np.imag(value)], axis=-1)
 
 
 def to_complex(pair: Array) -> Array:
@@ -152,7 +152,7 @@ def to_complex(pair: Array) -> Array:
 
 def to_parts(value: Array) -> Array:
     """Complex ``[...]`` -> real ``[...,2]``."""
-    return jnp.stack([value.real, value.imag], axis=-1)
+    return jnp.stack([np.real(value), np.imag(value)], axis=-1)
 
 
 def gated_linear_unit(mixer: Mixer, y: Array) -> Array:
