@@ -53,4 +53,5 @@ CASES = (
     Case(name="quickstart", tokens=2048, dim=128, vocab=264, large=True),
     Case(name="vocab_32k", tokens=2048, dim=256, vocab=32_000, large=True),
     Case(name="vocab_50k_ragged", tokens=1024, dim=256, vocab=50_257, large=True),
+    Case(name="vocab_256k", tokens=8192, dim=2304, vocab=256_000, large=True),
 )
