@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from seqmodels.axes import Array
 from seqmodels.ops import decay, segments
 
-CHUNK = 64  # tokens per chunk, unless the caller says otherwise
+# Tokens per chunk, unless the caller says otherwise: a CPU spends its time on C x C elements, not on matmuls.
+CHUNK = {"cpu": 32, "default": 64}
+WIDE = 64  # rows or columns of the state beyond which a CPU's matmuls pay for longer chunks
 # Elements of one [tokens,B,H,K] array that are worked on at a time: a CPU likes its cache, accelerators want them all.
 GROUP = {"cpu": 2**16, "default": 2**24}
 
@@ -61,11 +63,12 @@ def _decay(log: Array | None, visible: Array | None) -> Array | float:
 Local = Callable[[tuple, Visibility], Chunk]
 
 
-def chunk_length(chunk_size: int | None, T: int) -> int:
-    """Tokens per chunk: a power of two, no longer than needed."""
+def chunk_length(chunk_size: int | None, T: int, width: int) -> int:
+    """Tokens per chunk: a power of two, no longer than needed. `width` is the larger of K and V."""
     if chunk_size is not None and chunk_size & (chunk_size - 1):
-        raise ValueError(f"chunk_size={chunk_size} is not a power of two, expected 1, 2, 4, ... such as {CHUNK}")
-    return min(chunk_size or CHUNK, 1 << (T - 1).bit_length())
+        raise ValueError(f"chunk_size={chunk_size} is not a power of two, expected 1, 2, 4, ... such as 64")
+    usual = CHUNK["default"] if width > WIDE else CHUNK.get(jax.default_backend(), CHUNK["default"])
+    return min(chunk_size or usual, 1 << (T - 1).bit_length())
 
 
 def run(
@@ -85,7 +88,7 @@ def run(
       segment_ids, num_segments, chunk_size: as in the ops.
     """
     T = inputs[0].shape[1]
-    C = chunk_length(chunk_size, T)
+    C = chunk_length(chunk_size, T, max(state.shape[-2:]))
     if num_segments is not None:
         return _run_segments(local, inputs, state, segment_ids, num_segments, C)
     if segment_ids is None:

@@ -51,7 +51,7 @@ class Case(cases.Case):
         return tokens * (size * (2 * (self.Hk or self.H) * self.K + 2 * self.H * self.V) + 4 * decay)
 
     def _chunk(self) -> int:
-        return chunking.chunk_length(None, self.T)
+        return chunking.chunk_length(None, self.T, max(self.K, self.V))
 
 
 HEADLINE = tuple(  # B, T, H, D of the usual GPU comparison, and a long sequence
