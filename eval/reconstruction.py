@@ -27,7 +27,8 @@ class Reconstruction:
 
     - ``d_stsp``, ``d_h``: of a free run against the test split;
     - ``prediction_error``: mean square error `ahead` steps after a row of the test split;
-    - ``regions``: how many the free run visits, `VISITED` or more of its time;
+    - ``regions``: how many the free run visits, `VISITED` or more of its time; ``share_of_three``: of its time in the
+      three that it visits most;
     - ``centre_distance``: from the farthest centre of the attractor to the nearest real fixed point of a visited
       region, in standard deviations of the data;
     - ``lyapunov``: the largest exponent, per unit of time.
@@ -61,13 +62,15 @@ class Reconstruction:
         """The metrics of one seed's free run, but for the prediction error."""
         cfg = self.training
         run = states[:, : cfg.model.observed]
-        visited = regions(symbols(states, cfg.model.rectified))
+        sequence = symbols(states, cfg.model.rectified)
+        visited = regions(sequence)
         finite = bool(np.isfinite(states).all())
         exponents = lyapunov_exponents(system, states[0], self.exponent_steps) if finite else np.full(1, np.nan)
         return {
             "d_stsp": state_space_divergence(truth, run, self.bins),
             "d_h": spectral_distance(truth[: len(run)], run, self.smoothing),
             "regions": float(len(visited)) if finite else np.nan,
+            "share_of_three": share(sequence, 3) if finite else np.nan,
             "centre_distance": centre_distance(system, visited, cfg.data),
             "lyapunov": float(exponents[0]) / cfg.data.dt,
         }
@@ -118,6 +121,11 @@ def regions(sequence: Int[np.ndarray, "T"]) -> list[int]:
     """The symbols that a run visits `VISITED` or more of its time."""
     found, counts = np.unique(sequence, return_counts=True)
     return [int(symbol) for symbol, count in zip(found, counts) if count >= VISITED * len(sequence)]
+
+
+def share(sequence: Int[np.ndarray, "T"], count: int) -> float:
+    """Of the time that is spent in the `count` most visited regions."""
+    return float(np.sort(np.bincount(sequence))[-count:].sum() / len(sequence))
 
 
 def centre_distance(system: Map, visited: list[int], data: Flow) -> float:
