@@ -1,4 +1,4 @@
-"""Text from TensorFlow Datasets, read without TensorFlow, and never downloaded.
+"""Data, above all text, from TensorFlow Datasets, read without TensorFlow, and never downloaded.
 
 Documents are tokenised and packed as they stream by, on Grain, so the data may be larger than memory. With ``repeat``
 each shard packs its own documents: rows then depend on the number of shards, and a position can be resumed on the same
@@ -25,8 +25,8 @@ from seqmodels.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TFDSText(Dataset):
-    """A prepared text dataset of TFDS by name, such as ``"lm1b"`` or ``"seqmodels_stdlib:1.0.0"``.
+class Prepared(Dataset):
+    """A dataset that TFDS has prepared, by name.
 
     The data must lie prepared in `data_dir` in the format ``array_record``; the error says how to prepare it.
 
@@ -37,10 +37,56 @@ class TFDSText(Dataset):
     name: str
     """``name[/config][:version]``; the newest prepared version without one."""
     data_dir: str = "~/tensorflow_datasets"
-    field: str = "text"
-    """The feature that holds a document."""
     splits: tuple[str, str, str] = ("train", "validation", "test")
     """What TFDS calls train, valid and test; slices such as ``"train[:95%]"`` work."""
+
+    @functools.cached_property
+    def directory(self) -> Path:
+        """Where the prepared version lies."""
+        return prepared_directory(self.name, self.data_dir)
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """TFDS's record of every field of an example."""
+        features = json.loads((self.directory / "features.json").read_text())
+        return features.get("featuresDict", {}).get("features", {})
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The fields, and the version and hash of TFDS's record of the prepared data."""
+        fields = super().fingerprint()
+        del fields["data_dir"]
+        record = hashlib.sha256((self.directory / "dataset_info.json").read_bytes()).hexdigest()
+        return fields | {"prepared": {"version": self.directory.name, "info_sha256": record}}
+
+    def examples(self, split: str, *fields: str) -> Sequence[dict[str, Any]]:
+        """Random access to the examples of a split, which must have these fields."""
+        import tensorflow_datasets as tfds
+
+        for field in fields:
+            if field not in (among := self.features):
+                raise UserError(f"field: {field!r} is not a feature of {self.name}; use one of {', '.join(among)}")
+        info = json.loads((self.directory / "dataset_info.json").read_text())
+        wanted = self.splits[SPLITS.index(split)]
+        known = [entry["name"] for entry in info["splits"]]
+        if not any(wanted == name or wanted.startswith((f"{name}[", f"{name}+")) for name in known):
+            raise UserError(
+                f"splits: {wanted!r} is not a split of {self.name}; use {', '.join(known)} or slices of them"
+            )
+        name = f"{self.name.partition(':')[0]}:{self.directory.name}"
+        try:
+            data: Any = tfds.data_source(name, split=wanted, data_dir=os.path.expanduser(self.data_dir), download=False)
+        except ValueError as error:  # an empty slice, or a mistake in its syntax
+            reason = str(error).splitlines()[0]
+            raise UserError(f"splits: {wanted!r} of {self.name} cannot be read ({reason}); name another part") from None
+        return data
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TFDSText(Prepared):
+    """A prepared text dataset of TFDS by name, such as ``"lm1b"`` or ``"seqmodels_stdlib:1.0.0"``."""
+
+    field: str = "text"
+    """The feature that holds a document."""
     tokenizer_file: str | None = None
     """A Hugging Face ``tokenizer.json``; bytes without one."""
     packing: Packing = "chunk"
@@ -61,51 +107,21 @@ class TFDSText(Dataset):
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
 
-    @functools.cached_property
-    def directory(self) -> Path:
-        """Where the prepared version lies."""
-        return prepared_directory(self.name, self.data_dir)
-
     def fingerprint(self) -> dict[str, Any]:
-        """The fields, the tokenizer, and the version and hash of TFDS's record of the prepared data."""
+        """As for all prepared data, and the tokenizer."""
         fields = super().fingerprint()
-        del fields["tokenizer_file"], fields["data_dir"], fields["num_threads"]
-        record = hashlib.sha256((self.directory / "dataset_info.json").read_bytes()).hexdigest()
-        prepared = {"version": self.directory.name, "info_sha256": record}
-        return fields | {"tokenizer": self.tokenizer.fingerprint(), "prepared": prepared}
+        del fields["tokenizer_file"], fields["num_threads"]
+        return fields | {"tokenizer": self.tokenizer.fingerprint()}
 
     def identity(self, split: str, batch_size: int, seed: int, shard: Shard, repeat: bool) -> dict[str, Any]:
         place = {"shard index": shard.index, "shard count": shard.count} if repeat else {}
         return super().identity(split, batch_size, seed, shard, repeat) | place
 
-    def source(self, split: str) -> Sequence[dict[str, Any]]:
-        """Random access to the examples of a split."""
-        import tensorflow_datasets as tfds
-
-        info = json.loads((self.directory / "dataset_info.json").read_text())
-        features = json.loads((self.directory / "features.json").read_text())
-        fields = features.get("featuresDict", {}).get("features", {})
-        if self.field not in fields:
-            raise UserError(f"field: {self.field!r} is not a feature of {self.name}; use one of {', '.join(fields)}")
-        wanted = self.splits[SPLITS.index(split)]
-        known = [entry["name"] for entry in info["splits"]]
-        if not any(wanted == name or wanted.startswith((f"{name}[", f"{name}+")) for name in known):
-            raise UserError(
-                f"splits: {wanted!r} is not a split of {self.name}; use {', '.join(known)} or slices of them"
-            )
-        name = f"{self.name.partition(':')[0]}:{self.directory.name}"
-        try:
-            data: Any = tfds.data_source(name, split=wanted, data_dir=os.path.expanduser(self.data_dir), download=False)
-        except ValueError as error:  # an empty slice, or a mistake in its syntax
-            reason = str(error).splitlines()[0]
-            raise UserError(f"splits: {wanted!r} of {self.name} cannot be read ({reason}); name another part") from None
-        return data
-
     def batches(self, split: str, batch_size: int, seed: int, shard: Shard, repeat: bool) -> Checkpointable:
         from seqmodels.data import streaming
 
         stream = streaming.Stream(
-            self.source(split), self.field, self.tokenizer, self.seq_len, self.packing, self.num_threads
+            self.examples(split, self.field), self.field, self.tokenizer, self.seq_len, self.packing, self.num_threads
         )
         return iter(stream.batches(batch_size, stream_seed(split, seed), shard, repeat))
 

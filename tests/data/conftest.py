@@ -10,9 +10,13 @@ import pytest
 
 from seqmodels.data.base import Dataset
 from seqmodels.data.copying import Copying, SelectiveCopying
+from seqmodels.data.digits import Digits
 from seqmodels.data.induction import InductionHeads
+from seqmodels.data.labelled_text import LabelledText
+from seqmodels.data.listops import ListOps
 from seqmodels.data.mqar import MQAR
 from seqmodels.data.passkey import Passkey
+from seqmodels.data.pathfinder import Pathfinder
 from seqmodels.data.stdlib import StdlibCorpus
 from seqmodels.data.text import TextFiles
 from seqmodels.data.tfds import TFDSText
@@ -59,14 +63,30 @@ SIMPLE: dict[str, Callable[[], Dataset]] = {
     "induction": lambda: InductionHeads(seq_len=24, heldout_examples=37),
     "passkey": lambda: Passkey(seq_len=160, lengths=(120, 160), heldout_examples=37),
     "passkey in source": lambda: Passkey(seq_len=160, filler="stdlib", heldout_examples=37),
+    "listops": lambda: ListOps(seq_len=40, lengths=(12, 38), max_depth=4, heldout_examples=37),
+    "pathfinder": lambda: Pathfinder(contour_length=2, distractors=0, heldout_examples=19),
+    "digits": lambda: Digits(permutation=0),
 }
 FROM_FILES = ("text", "text first_fit", "text best_fit", "tfds", "tfds first_fit", "tfds best_fit")
-NAMES = (*SIMPLE, *FROM_FILES)
+NAMES = (*SIMPLE, *FROM_FILES, "labelled text")
 
 
 @pytest.fixture(scope="session")
-def datasets(folder: Path, prepared: str) -> dict[str, Dataset]:
+def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 texts of each of three labels, which begin with their label, and a file beside the labels."""
+    root = tmp_path_factory.mktemp("labelled")
+    (root / "README.txt").write_text("not a text")
+    for label in ("bad", "good", "mixed"):
+        (root / label).mkdir()
+        for number in range(40):
+            (root / label / f"{number}.txt").write_text(f"{label} {number} é" + " word" * (number % 7))
+    return root
+
+
+@pytest.fixture(scope="session")
+def datasets(folder: Path, prepared: str, labelled_folder: Path) -> dict[str, Dataset]:
     found = {name: make() for name, make in SIMPLE.items()}
+    found["labelled text"] = LabelledText(path=str(labelled_folder), seq_len=32)
     for name in FROM_FILES:
         kind, _, packing = name.partition(" ")
         shape = {"seq_len": 64, "packing": packing or "chunk"}
