@@ -206,7 +206,9 @@ _predict = jax.jit(predict)
 @functools.partial(jax.jit, static_argnums=0)
 def _train(job: InContext, params: Any, key: Array) -> Any:
     half = job.steps // 2
-    optim = optax.adam(lambda step: jnp.where(step < half, job.learning_rate, job.averaged_rate))
+    optim = optax.adam(
+        optax.piecewise_constant_schedule(job.learning_rate, {half: job.averaged_rate / job.learning_rate})
+    )
 
     def loss(params: Any, prompts: Prompts) -> Array:
         return jnp.mean((predict(params, prompts.tokens) - prompts.y[:, -1]) ** 2)

@@ -111,8 +111,8 @@ def prediction_errors(cfg: DynamicsConfig, params: object, truth: Float[np.ndarr
 
     @jax.jit
     def predict(params: object) -> jax.Array:
-        last = jax.vmap(lambda p: model.apply(p, first, ahead, method="free_run")[:, -1])(params)
-        return last[..., : cfg.model.observed]
+        states = jax.vmap(lambda p: jnp.asarray(model.apply(p, first, ahead, method="free_run")))(params)
+        return states[:, :, -1, : cfg.model.observed]
 
     return [float(np.mean((run - later) ** 2)) for run in np.asarray(predict(params), np.float64)]
 

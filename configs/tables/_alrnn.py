@@ -42,7 +42,7 @@ class Size:
 
 
 LORENZ, ROSSLER = "Lorenz-63", "Rössler"
-FLOWS: dict[str, type[Flow]] = {LORENZ: Lorenz63, ROSSLER: Rossler}
+FLOWS = {LORENZ: Lorenz63, ROSSLER: Rossler}
 INTERVAL = {LORENZ: 16, ROSSLER: 8}
 WINDOW = {LORENZ: 200, ROSSLER: 300}
 MINIMAL = {LORENZ: 2, ROSSLER: 1}

@@ -41,7 +41,7 @@ def measured(rows: Rows, **labels: str | float) -> list[Row]:
     Raises:
       NotMeasured: there is none.
     """
-    found = [row for row in rows.where(**labels) if LOSS in row]
+    found = [row for row in rows.where(None, **labels) if LOSS in row]
     if not found:
         raise NotMeasured(", ".join(f"{name}={value}" for name, value in labels.items()))
     return found

@@ -109,7 +109,12 @@ class ALRNN(nn.Module):
 
     def free_run(self, x: Float[Array, "B N"], steps: int) -> Float[Array, "B steps M"]:
         """The `steps` states after ``initial_state(x)``; ``[:, :, :N]`` of them is what is observed."""
-        _, states = jax.lax.scan(lambda z, _: (self.step(z),) * 2, self.initial_state(x), None, length=steps)
+
+        def advance(z: Array, _: None) -> tuple[Array, Array]:
+            z = self.step(z)
+            return z, z
+
+        _, states = jax.lax.scan(advance, self.initial_state(x), None, length=steps)
         return jnp.swapaxes(states, 0, 1)
 
 

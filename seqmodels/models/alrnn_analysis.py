@@ -27,8 +27,8 @@ class Map(NamedTuple):
     @classmethod
     def of(cls, params: Mapping[str, Any], rectified: int) -> Map:
         """From the variables of `ALRNN.init`, ``{"params": {"A", "W", "h", ...}}``."""
-        arrays = (np.asarray(params["params"][name], np.float64) for name in ("A", "W", "h"))
-        return cls(*arrays, rectified)
+        A, W, h = (np.asarray(params["params"][name], np.float64) for name in ("A", "W", "h"))
+        return cls(A, W, h, rectified)
 
     def step(self, z: Float[np.ndarray, "M"]) -> Float[np.ndarray, "M"]:
         """The next state."""

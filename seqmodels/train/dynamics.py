@@ -140,7 +140,7 @@ def epochs(config: DynamicsConfig, series: Float[Array, "T N"], state: TrainingS
     model, optim = config.model.make(), optimizer(config)
 
     def loss(params: Any, batch: Array) -> Array:
-        predictions = model.apply(params, batch, config.interval, config.strength)
+        predictions = jnp.asarray(model.apply(params, batch, config.interval, config.strength))
         return jnp.mean((predictions - batch[:, 1:]) ** 2)
 
     def update(carry: tuple[Any, Any], number: Array) -> tuple[tuple[Any, Any], None]:
@@ -194,7 +194,8 @@ def save(state: TrainingState, config: DynamicsConfig, file: Path) -> None:
     """Write `state` as a whole or not at all."""
     partial = file.with_suffix(".partial.npz")
     arrays = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(state))}
-    np.savez(partial, config=np.asarray(to_json(config)), **arrays)
+    arrays["config"] = np.asarray(to_json(config))
+    np.savez(partial, allow_pickle=False, **arrays)
     os.replace(partial, file)
 
 
