@@ -87,15 +87,15 @@ SIZES = {
     "laptop": Size(
         dim=64,
         depth=4,
-        head_dim=32,
+        head_dim=16,
         ratios={PURE: 0, "3:1": 1, "1:1": 2},
-        seq_len=256,
-        vocab_size=256,
-        num_pairs=(4, 16, 32, 64),
+        seq_len=128,
+        vocab_size=128,
+        num_pairs=(4, 8, 16, 32),
         lengths=(96, 128, 192, 256),
-        mqar=Budget(500, 16, (2e-3, 5e-3)),
-        passkey=Budget(400, 16, (4e-3,)),
-        text=Budget(400, 16, (4e-3,)),
+        mqar=Budget(300, 32, (5e-3, 1e-2), "muon"),
+        passkey=Budget(300, 16, (7e-3,), "muon"),
+        text=Budget(300, 32, (7e-3,), "muon"),
     ),
     "gpu": Size(
         dim=128,
@@ -214,4 +214,4 @@ def paper(size: str, mixer: str, ratio: str, name: str) -> Experiment:
 
 
 def get_config() -> Experiment:
-    return experiment("laptop", "mqar", "GatedDeltaNet", "3:1", 5e-3, 0, "hybrid")
+    return experiment("laptop", "mqar", "GatedDeltaNet", "3:1", 1e-2, 0, "hybrid")

@@ -103,10 +103,10 @@ SIZES = {
         num_heads=2,
         head_dim=16,
         wide={"parameters": 43, "activated parameters": 29, "state bytes": 40},
-        seq_len=256,
-        vocab_size=256,
-        num_pairs=(8, 16, 32, 64),
-        budget=Budget(500, 16, (2e-3, 5e-3)),
+        seq_len=128,
+        vocab_size=128,
+        num_pairs=(4, 8, 16, 32),
+        budget=Budget(400, 32, (1e-2,), "muon"),
     ),
     "gpu": Size(
         dim=128,
@@ -175,4 +175,4 @@ def paper(size: str, variant: Variant, name: str) -> Experiment:
 
 
 def get_config() -> Experiment:
-    return experiment("laptop", Memories(), 5e-3, 0, "mom")
+    return experiment("laptop", Memories(), 1e-2, 0, "mom")

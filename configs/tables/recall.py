@@ -17,7 +17,7 @@ from seqmodels.mixers import MixerConfig, discover
 from seqmodels.models import BlockConfig, LMConfig
 from seqmodels.train.experiment import Experiment
 
-KNOBS = ("num_memories", "state_size", "expand_ratio", "head_dim", "expand_k", "lru_width")
+KNOBS = ("num_memories", "memory_size", "state_size", "expand_ratio", "head_dim", "expand_k", "lru_width")
 """Fields that set the size of a state of fixed size."""
 FACTORS = (1, 2, 4)
 """Of the knob."""
@@ -43,7 +43,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(32, 1, (8, None), 32, 64, (2, 4), Budget(3, 4, (3e-3,)), examples=8),
-    "laptop": Size(64, 2, (16, 64, None), 256, 256, (8, 16, 32, 64), Budget(500, 16, (2e-3, 5e-3))),
+    "laptop": Size(64, 2, (16, 32, None), 64, 64, (2, 4, 8, 16), Budget(300, 64, (5e-3, 1e-2), "muon")),
     "gpu": Size(128, 2, (32, 128, None), 512, 8192, (16, 32, 64), Budget(1500, 64, (1e-3, 4e-3)), examples=2048),
     "paper": Size(
         128,
@@ -69,10 +69,11 @@ def mixers(scale: str) -> dict[str, list[MixerConfig]]:
 
 def variants(config: MixerConfig, size: Size) -> list[MixerConfig]:
     """`config` at several sizes of its state, if it has a knob for that."""
-    fields = {field.name for field in dataclasses.fields(config)}
-    if "window" in fields:
-        reach = {"max_length": size.seq_len} if "max_length" in fields else {}
-        return [dataclasses.replace(config, window=window, **reach) for window in size.windows]
+    fields = {field.name: field.type for field in dataclasses.fields(config)}
+    if "max_length" in fields:
+        config = dataclasses.replace(config, max_length=size.seq_len)
+    if fields.get("window") == "int | None":
+        return [dataclasses.replace(config, window=window) for window in size.windows]
     knob = next((knob for knob in KNOBS if knob in fields), None)
     if knob is None:
         return [config]
@@ -89,4 +90,4 @@ def experiment(scale: str, mixer: MixerConfig, rate: float, seed: int, name: str
 
 
 def get_config() -> Experiment:
-    return experiment("laptop", mixers("laptop")["GatedDeltaNet"][1], 5e-3, 0, "recall")
+    return experiment("laptop", mixers("laptop")["GatedDeltaNet"][1], 1e-2, 0, "recall")
