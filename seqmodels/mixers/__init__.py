@@ -21,6 +21,8 @@ from seqmodels.mixers.hgrn import HGRN as HGRN
 from seqmodels.mixers.hgrn import HGRNConfig as HGRNConfig
 from seqmodels.mixers.hgrn2 import HGRN2 as HGRN2
 from seqmodels.mixers.hgrn2 import HGRN2Config as HGRN2Config
+from seqmodels.mixers.hyena import Hyena as Hyena
+from seqmodels.mixers.hyena import HyenaConfig as HyenaConfig
 from seqmodels.mixers.kda import KDA as KDA
 from seqmodels.mixers.kda import KDAConfig as KDAConfig
 from seqmodels.mixers.linear_attention import LinearAttention as LinearAttention

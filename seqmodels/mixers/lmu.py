@@ -93,7 +93,8 @@ class LMU(Mixer):
         if cfg.spiking:
             x = neurons.fire(Affine(param_dtype=self.param_dtype, name="x_norm")(x), cfg.input_threshold)
         x = parts.wide(x)  # one scalar per token whose sign decides: in float32, as routers are
-        to_scalar = Linear(1, axes=("embed", None), kernel_init=truncated, name="u_proj", **types | {"dtype": x.dtype})
+        scalar = {"kernel_init": truncated, "dtype": x.dtype, "param_dtype": self.param_dtype, "use_bias": True}
+        to_scalar = Linear(1, axes=("embed", None), name="u_proj", **scalar)
         signal = neurons.fire(to_scalar(x), cfg.threshold)[..., 0]
         carried = entry.carried(held.memory)
         m, memory = legendre_memory(signal, cfg.memory_size, cfg.window, state=carried, segment_ids=segment_ids)

@@ -166,11 +166,17 @@ class GatedAttentionUnit(nn.Module):
         line = held.extended((k, v), seat, packed)
         rank = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), packed.shape)
         seen = windows(line, rank, packed, cfg.memory_size + 1)
-        scale, weights = (
-            (cfg.head_dim**-0.5, softmax) if cfg.attention == "softmax" else (1 / cfg.memory_size, squared_relu)
+        keys, values = seen.rows
+        plain = cfg.attention == "softmax"
+        o = attend(
+            q,
+            keys,
+            values,
+            seen.seen,
+            scale=cfg.head_dim**-0.5 if plain else 1 / cfg.memory_size,
+            bias=self._bias(seen, seat),
+            weights=softmax if plain else squared_relu,
         )
-        bias = self._bias(seen, seat)
-        o = attend(q, *seen.rows, seen.seen, scale=scale, bias=bias, weights=weights)
         out = Linear(self.dim, axes=("heads", "embed"), name="out_proj", **types)(o * gate)
         return out, line.memory(cfg.memory_size, packing.count, current)
 

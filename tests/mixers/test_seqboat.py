@@ -37,8 +37,8 @@ def parameters(cfg, seed=1):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(cfg, params, x):
-    return cfg.make(D).apply({"params": params}, x)
+def forward(cfg, params, x, state=None):
+    return cfg.make(D).apply({"params": params}, x, state)
 
 
 def averaged(p, x):
@@ -97,6 +97,16 @@ def test_the_layer(attention, position):
     assert aux["stat/activation"] == pytest.approx(active.mean())
     for b in range(2):
         np.testing.assert_array_equal(state.memory.seat[b], np.flatnonzero(active[b])[-2:] + 1)
+
+
+def test_a_bias_by_distance_survives_a_split():
+    """The laws have rotary phases; the positions in the state serve the bias by gaps."""
+    cfg = dataclasses.replace(SMALL, position="gap")
+    params = parameters(cfg)
+    whole, _, _ = forward(cfg, params, X)
+    first, state, _ = forward(cfg, params, X[:, : T // 2])
+    second, _, _ = forward(cfg, params, X[:, T // 2 :], state)
+    assert relative_error(jnp.concatenate([first, second], axis=1), whole) <= 1e-5
 
 
 def test_a_closed_router_leaves_the_recurrence():
