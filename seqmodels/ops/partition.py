@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from seqmodels.axes import DEFAULT_RULES, split_axes
 
 LOGICAL = {"B": "batch", "H": "heads", "Hk": "heads"}  # letters that are split -> name in the rules
-WHOLE = {"T": "length", "vocab": "vocab"}  # letters that must not be: a kernel walks over them -> name in the rules
+WHOLE = {"T": "length", "vocab": "vocab", "embed": "embed"}  # letters that must not be -> name in the rules
 
 
 class Dims(NamedTuple):
@@ -89,7 +89,7 @@ def plan(dims: Dims | None, args: Sequence[Any]) -> Share | str:
     letters = {letter for axes in dims.inputs for letter in (axes or "").split()}
     for letter, name in WHOLE.items():
         if letter in letters and over[name]:
-            return f"{name} is split over mesh axes {over[name]}, and a kernel walks all of it in order"
+            return f"{name} is split over mesh axes {over[name]}, and a kernel needs all of it"
     over["heads"] = tuple(axis for axis in over["heads"] if axis not in over["batch"])
     for axes, x in zip(dims.inputs, args, strict=True):
         for letter, size in zip((axes or "").split(), () if x is None else x.shape):

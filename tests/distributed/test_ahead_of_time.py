@@ -65,7 +65,7 @@ def test_large_hybrid_fits_a_v5e_slice(no_compilation_cache, capsys):
     """1.3-1.5 B parameters over 256 chips, a sequence of 2048 tokens on each; prints the memory that a chip needs.
 
     Kernels run there: forward, forward again for the gradient (remat) and backward for the delta rule, the same for
-    attention with two for its backward pass, one forward and two backward for the loss.
+    attention with two for its backward pass. The loss runs its chunked form: the embedding is split.
     """
     model = hybrid(2048, 24, 6, vocab_size=32000)
     compiled, parameters = compile_step("v5e:16x16", model, MeshConfig(data=1, fsdp=256), 256, 2048)
@@ -81,5 +81,5 @@ def test_large_hybrid_fits_a_v5e_slice(no_compilation_cache, capsys):
     assert held < 1.3 * 3 * 4 * parameters / 256, "parameters and moments are not split over all chips"
     assert held + memory.temp_size_in_bytes < HBM
     assert memory.alias_size_in_bytes > 0.9 * held, "the state is not donated"
-    assert compiled.as_text().count("tpu_custom_call") == 3 + 4 + 3, "kernels are missing"
+    assert compiled.as_text().count("tpu_custom_call") == 3 + 4, "kernels are missing"
     assert memory.temp_size_in_bytes < 1.05 * CHUNKED

@@ -83,7 +83,7 @@ def test_bfloat16():
 def test_a_mesh_splits_the_tokens_and_second_derivatives_are_those_of_the_chunked_form():
     hidden, embedding, bias, targets = make(32, 8, 128)
     expected = quick(gradients(reference), hidden, embedding, bias, targets)
-    with Partitioner(make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])).activate(), ops.interpret_kernels():
+    with Partitioner(make_mesh(MeshConfig(data=4), jax.devices()[:4])).activate(), ops.interpret_kernels():
         found = quick(gradients(kernel), hidden, embedding, bias, targets)
 
     def twice(op):
@@ -122,19 +122,17 @@ def test_compiles_odd_shapes():
     compiled("v4", 256, 4096, 32_000)
 
 
-def test_auto_takes_the_kernel_on_a_tpu_only_and_not_where_the_vocabulary_is_split():
+def test_auto_takes_the_kernel_on_a_tpu_only_and_not_where_the_embedding_is_split():
     args = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in make(32, 8, 128)]
-    traced = jax.jit(gradients(linear_cross_entropy)).trace(*args)
-    assert has_mosaic_call(traced.lower(lowering_platforms=("tpu",)))
-    assert not has_mosaic_call(traced.lower(lowering_platforms=("cpu",)))
-    with Partitioner(make_mesh(MeshConfig(tensor=2), jax.devices()[:2])).activate():
-        with pytest.raises(
-            ValueError, match=r"vocab is split over mesh axes \('tensor',\), and a kernel walks all of it"
-        ):
-            jax.eval_shape(gradients(kernel), *args)
-        assert not has_mosaic_call(
-            jax.jit(gradients(linear_cross_entropy)).trace(*args).lower(lowering_platforms=("tpu",))
-        )
+    auto = jax.jit(gradients(linear_cross_entropy))
+    assert has_mosaic_call(auto.trace(*args).lower(lowering_platforms=("tpu",)))
+    assert not has_mosaic_call(auto.trace(*args).lower(lowering_platforms=("cpu",)))
+    for axis, name in (("tensor", "vocab"), ("fsdp", "embed")):
+        with Partitioner(make_mesh(MeshConfig(**{axis: 2}), jax.devices()[:2])).activate():
+            reason = rf"{name} is split over mesh axes \('{axis}',\), and a kernel needs all of it"
+            with pytest.raises(ValueError, match=reason):
+                jax.eval_shape(gradients(kernel), *args)
+            assert not has_mosaic_call(auto.trace(*args).lower(lowering_platforms=("tpu",)))
 
 
 def test_refusals_say_why():

@@ -55,7 +55,7 @@ def test_a_share_is_cut_out_of_batch_and_heads():
         ({"data": 2, "args": shapes(B=3)}, "B=3 does not divide by mesh axes {'data': 2}"),
         ({"data": 2, "fsdp": 4, "args": shapes(B=4)}, "B=4 does not divide by mesh axes {'data': 2, 'fsdp': 4}"),
         ({"tensor": 4}, "Hk=2 does not divide by mesh axes {'tensor': 4}"),
-        ({"data": 2, "sequence": 2}, "length is split over mesh axes ('sequence',), and a kernel walks all of it"),
+        ({"data": 2, "sequence": 2}, "length is split over mesh axes ('sequence',), and a kernel needs all of it"),
         ({"data": 2, "rows": 2}, "no logical axis rule says what mesh axes ('rows',) split"),
         ({"data": 2, "kind": AxisType.Explicit}, "mesh axes ('data',) are Explicit"),
     ],

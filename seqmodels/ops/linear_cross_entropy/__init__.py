@@ -87,7 +87,7 @@ def linear_cross_entropy(
         softcap=softcap,
         gradient_filter=gradient_filter,
         chunk_size=chunk_size,
-        dims=Dims(("B D", "vocab D", "vocab", "B"), "B"),
+        dims=Dims(("B embed", "vocab embed", "vocab", "B"), "B"),
     )
     loss = flat.reshape(targets.shape)
     weights = jnp.ones(targets.shape, loss.dtype) if weights is None else weights.astype(loss.dtype)
