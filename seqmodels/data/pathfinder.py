@@ -209,8 +209,8 @@ class Canvas:
     ) -> Bool[np.ndarray, " C"]:
         """Which candidates lie inside and clear of all others."""
         low, high = PADDING, self.geometry.size - 1 - PADDING
-        x, y = np.real(candidates), np.imag(candidates)
-        free = ((low <= x) & (x <= high) & (low <= y) & (y <= high)).all(axis=1)
+        coordinates = candidates.view(np.float64)  # [C,4]
+        free = np.logical_and(coordinates >= low, coordinates <= high).all(axis=1)
         free[free] = (gaps(candidates[free], others) >= self._clearance).all(axis=1)
         return free
 
