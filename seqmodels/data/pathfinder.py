@@ -26,7 +26,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Complex128, Float64
+from jaxtyping import Complex128, Float64
 
 from seqmodels.data.base import Row
 from seqmodels.data.classification import LEVELS, ClassificationTask, label_row
@@ -153,7 +153,7 @@ class Pathfinder(ClassificationTask):
         peak = min(1.0, g.thickness)  # a stroke thinner than a pixel does not fill one
 
         def stroke(points: np.ndarray) -> np.ndarray:
-            away = distances(points, scene.paddles)
+            away = _distances(points, scene.paddles)
             return np.minimum(g.contrast * np.clip(g.thickness / 2 + 0.5 - away, 0, peak), 1)
 
         _stamp(image, scene.paddles.mean(axis=1), g.paddle / 2 + g.thickness / 2 + 1, stroke)
@@ -166,12 +166,12 @@ class Pathfinder(ClassificationTask):
         image = self.picture(self.scene(random), path, label)
         return label_row(np.rint((LEVELS - 1) * image).ravel(), label, self.seq_len, label)
 
-    def _two_paths(self, random: np.random.Generator) -> Canvas:
+    def _two_paths(self, random: np.random.Generator) -> _Canvas:
         """A canvas with the two paths."""
         g = self.geometry
         margin = int(random.choice(g.margins))
         for _ in range(RESTARTS):
-            canvas = Canvas(g, margin)
+            canvas = _Canvas(g, margin)
             first = complex(*random.uniform(g.seed_distance, g.size - 1 - g.seed_distance, 2))
             tails = np.array([first, first + g.seed_distance * _direction(random.random())])
             seeds = canvas.paddle_from(tails, _direction(random.random(2)))
@@ -183,35 +183,32 @@ class Pathfinder(ClassificationTask):
         )
 
 
-class Canvas:
+class _Canvas:
     """The paths drawn so far, and where there is room for another paddle."""
 
     def __init__(self, geometry: Geometry, margin: int) -> None:
         self.geometry = geometry
         self.margin = margin
         self.paths: list[list[np.ndarray]] = []
-        self._clearance = 2 * margin + geometry.thickness
+        self._clearance = 2 * margin + geometry.thickness  # above half a paddle, so `_gaps` sees crossings
         self._weights = np.maximum(np.cos(np.minimum(geometry.continuity * abs(TURNS), math.pi / 2)), 0) ** 2
         self._turns = np.exp(1j * TURNS[self._weights > 1e-9])
         self._weights = self._weights[self._weights > 1e-9]
 
     @property
-    def paddles(self) -> Complex128[np.ndarray, "P 2"]:
-        """All paddles, path by path."""
+    def paddles(self) -> np.ndarray:
+        """All paddles [P,2], path by path."""
         return np.array([paddle for path in self.paths for paddle in path], complex).reshape(-1, 2)
 
-    def paddle_from(self, tails: np.ndarray, directions: np.ndarray) -> Complex128[np.ndarray, "C 2"]:
+    def paddle_from(self, tails: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """Paddles [C,2] that begin at `tails` [C]."""
         return np.stack([tails, tails + self.geometry.paddle * directions], axis=1)
 
-    def free(
-        self, candidates: Complex128[np.ndarray, "C 2"], others: Complex128[np.ndarray, "P 2"]
-    ) -> Bool[np.ndarray, " C"]:
-        """Which candidates lie inside and clear of all others."""
-        low, high = PADDING, self.geometry.size - 1 - PADDING
-        coordinates = candidates.view(np.float64)  # [C,4]
-        free = np.logical_and(coordinates >= low, coordinates <= high).all(axis=1)
-        free[free] = (gaps(candidates[free], others) >= self._clearance).all(axis=1)
+    def free(self, candidates: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Which candidates [C,2] lie inside and clear of all others [P,2]: bool [C]."""
+        middle = (self.geometry.size - 1) / 2
+        free = abs(candidates.view(np.float64) - middle).max(axis=1) <= middle - PADDING
+        free[free] = (_gaps(candidates[free], others) >= self._clearance).all(axis=1)
         return free
 
     def begin(self, *seeds: np.ndarray) -> bool:
@@ -262,21 +259,19 @@ def _direction(turn):
     return np.exp(2j * math.pi * turn)
 
 
-def distances(
-    points: Complex128[np.ndarray, "M W"], segments: Complex128[np.ndarray, "M 2"]
-) -> Float64[np.ndarray, "M W"]:
-    """From every point to the segment of its row."""
+def _distances(points: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """From every point [M,W] to the segment of its row [M,2]: float64 [M,W]."""
     along = (segments[:, 1] - segments[:, 0])[:, None]
     relative = (points - segments[:, :1]) / along  # the segment goes from 0 to 1
     return abs(relative - np.clip(relative.real, 0, 1)) * abs(along)
 
 
-def gaps(a: Complex128[np.ndarray, "C 2"], b: Complex128[np.ndarray, "M 2"]) -> Float64[np.ndarray, "C M"]:
-    """Distances between segments, by their ends: where two cross, at most half of the longer one's length."""
+def _gaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distances [C,M] of segments [C,2] from others [M,2], by their ends: where two cross, at most half a length."""
     every = np.broadcast_to(a.reshape(1, -1), (len(b), 2 * len(a)))
     other = np.broadcast_to(b.reshape(1, -1), (len(a), 2 * len(b)))
-    from_a = distances(every, b).reshape(len(b), len(a), 2).min(axis=2).T
-    return np.minimum(from_a, distances(other, a).reshape(len(a), len(b), 2).min(axis=2))
+    from_a = _distances(every, b).reshape(len(b), len(a), 2).min(axis=2).T
+    return np.minimum(from_a, _distances(other, a).reshape(len(a), len(b), 2).min(axis=2))
 
 
 def _stamp(image: np.ndarray, centres: np.ndarray, reach: float, values) -> None:
