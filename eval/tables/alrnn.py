@@ -92,7 +92,7 @@ def curve(rows: Rows, system: str) -> dict[int, Row]:
 
 
 def minimal(system: str) -> Any:
-    """D_stsp at the minimal P is at most half of that with one unit less, and most of what more units could give."""
+    """D_stsp at the minimal P is at most half of that with one unit less, and about the same with more."""
 
     def test(rows: Rows) -> Finding:
         least = MINIMAL[system]
@@ -101,12 +101,11 @@ def minimal(system: str) -> Any:
         if missing:
             raise NotMeasured(", ".join(f"{system}, P = {rectified}" for rectified in missing))
         drop = scores[least - 1] - scores[least]
-        rest = scores[least] - min(score for rectified, score in scores.items() if rectified > least)
+        change = max(abs(score - scores[least]) for rectified, score in scores.items() if rectified > least)
         shown = listed((f"P = {rectified}:", score) for rectified, score in scores.items())
-        holds = scores[least] <= 0.5 * scores[least - 1] and rest <= 0.25 * drop
-        return Finding(
-            holds, f"medians {shown}; at P = {least} at most half of before, and at most a quarter of that drop left"
-        )
+        holds = scores[least] <= 0.5 * scores[least - 1] and change <= 0.25 * drop
+        rule = f"at P = {least} at most half of before, and from there on within a quarter of that drop"
+        return Finding(holds, f"medians {shown}; {rule}")
 
     return test
 

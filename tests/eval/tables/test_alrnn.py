@@ -145,6 +145,7 @@ BAD = [
     ("Lorenz-63 is reconstructed", setting("d_stsp", 5.0, LORENZ, 2)),
     ("Lorenz-63 is reconstructed", setting("d_stsp", 5.0, LORENZ, 1)),
     ("Lorenz-63 is reconstructed", setting("d_stsp", 0.5, LORENZ, 3)),
+    ("Lorenz-63 is reconstructed", setting("d_stsp", 9.0, LORENZ, 3)),
     ("Rössler is reconstructed", setting("d_stsp", None, ROSSLER, 1)),
     ("Rössler is reconstructed", setting("d_stsp", 1.9, ROSSLER, 0)),
     ("Lorenz-63 with P = 2 uses", setting("regions", 4.0, LORENZ, 2, range(3))),
