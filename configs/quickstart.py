@@ -13,8 +13,8 @@ from seqmodels.train.experiment import CheckpointConfig, Experiment, LogConfig, 
 
 
 def get_config() -> Experiment:
-    mlp = MLPConfig(ratio=4.0, multiple_of=32)
-    linear = BlockConfig(GatedDeltaNetConfig(num_heads=2, head_dim=64, expand_v=1.0), mlp)
+    mlp = MLPConfig(ratio=3.0, multiple_of=32)
+    linear = BlockConfig(GatedDeltaNetConfig(num_heads=2, head_dim=32), mlp)
     window = BlockConfig(AttentionConfig(num_heads=4, window=128), mlp)
     return Experiment(
         name="quickstart",
@@ -22,7 +22,7 @@ def get_config() -> Experiment:
         data=StdlibCorpus(seq_len=128),
         optim=OptimConfig(name="muon", learning_rate=7e-3, momentum=0.85, warmup_steps=50, final_fraction=0.02),
         train=TrainConfig(
-            steps=750, batch_size=16, eval_every=375, eval_batches=32, report_length=512, sample_prompt="def "
+            steps=900, batch_size=16, eval_every=450, eval_batches=32, report_length=512, sample_prompt="def "
         ),
         checkpoint=CheckpointConfig(every=500),
         log=LogConfig(every=10),

@@ -10,8 +10,17 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
+import pytest
 
 from tests.signatures import install
 
 jax.config.update("jax_num_cpu_devices", 8)
 install("seqmodels")
+
+
+@pytest.fixture(autouse=True)
+def no_foreign_kernels(request, monkeypatch):
+    """``impl="auto"`` traces no kernels of other platforms, which takes time, except in tests that are about them."""
+    folder = request.path.parent.name
+    if folder not in ("ops", "distributed") and request.node.get_closest_marker("kernels") is None:
+        monkeypatch.setattr("seqmodels.ops.dispatch.compilers", lambda: ())

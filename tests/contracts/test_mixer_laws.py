@@ -3,9 +3,10 @@
 import pytest
 
 from seqmodels.mixers import discover
-from tests.contracts.laws import ALL_LAWS
+from tests.contracts.laws import ALL_LAWS, check_tpu
 
 FOUND = discover()
+LAWS = [pytest.param(law, marks=[pytest.mark.kernels] if law is check_tpu else []) for law in ALL_LAWS]
 
 
 def test_the_ten_mixers_are_found():
@@ -13,7 +14,7 @@ def test_the_ten_mixers_are_found():
     assert {f"{name}Config" for name in expected | {"Attention"}} <= set(FOUND)
 
 
-@pytest.mark.parametrize("law", ALL_LAWS, ids=lambda law: law.__name__.removeprefix("check_"))  # varies fastest
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("check_"))  # varies fastest
 @pytest.mark.parametrize("name", FOUND)
 def test_law(law, name):
     law(FOUND[name].tiny())
