@@ -133,8 +133,8 @@ def centres(system: str) -> Any:
     def test(rows: Rows) -> Finding:
         of = row(rows, system, MINIMAL[system])
         found, seeds = runs(of, "centre_distance"), len(runs(of, "d_stsp"))
-        shown = listed(("", value) for value in sorted(found)).replace(" 0", "0")
-        evidence = f"{len(found)} of {seeds} seeds have one; distances {shown}; {NEAR} in most seeds"
+        shown = ", ".join(f"{value:.2f}" for value in sorted(found)) or "none"
+        evidence = f"largest distance of {seeds} seeds: {shown}; at most {NEAR} in most of them"
         return Finding(2 * sum(value <= NEAR for value in found) > seeds, evidence)
 
     return test
