@@ -8,6 +8,7 @@ and one roofline figure per op go to ``benchmarks/results``.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -142,13 +143,23 @@ def printable(row: dict[str, Any]) -> dict[str, Any]:
 
 def require_green(op: str) -> None:
     """Run the op's tests and refuse to go on when they fail or do not exist."""
-    files = sorted(str(path.relative_to(measure.ROOT)) for path in (measure.ROOT / "tests/ops").glob(f"test_{op}*.py"))
+    files = [
+        str(path.relative_to(measure.ROOT))
+        for path in sorted((measure.ROOT / "tests/ops").glob("test_*.py"))
+        if path.stem.startswith(f"test_{op}") or is_about(path, op)
+    ]
     if not files:
         raise UserError(f"--op {op} has no tests/ops/test_{op}.py; write its tests, or pass --skip-tests")
     print(f"running {' '.join(files)}")
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", *files], cwd=measure.ROOT)
     if done.returncode:
         raise UserError(f"the tests of {op} are red ({' '.join(files)}); mend them first, or pass --skip-tests")
+
+
+def is_about(path: Path, op: str) -> bool:
+    """Whether a test file of kernels, which may serve several ops, has tests of `op`."""
+    kernels = path.stem.endswith(("_tpu", "_gpu", "_kernels"))
+    return kernels and re.search(rf"\b{op}\b", path.read_text(encoding="utf-8")) is not None
 
 
 def _parser() -> cli.Parser:

@@ -92,7 +92,11 @@ def test_red_tests_stop_the_benchmark(only_product, monkeypatch, tmp_path, capsy
     assert "the tests of product are red" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
     (tmp_path / "tests/ops/test_product.py").write_text("def test():\n    pass\n")
+    (tmp_path / "tests/ops/test_others_gpu.py").write_text("# of inner_product\ndef test():\n    assert False\n")
     ops.require_green("product")
+    (tmp_path / "tests/ops/test_walks_gpu.py").write_text("# of product, too\ndef test():\n    assert False\n")
+    with pytest.raises(UserError, match=r"red \(tests/ops/test_product.py tests/ops/test_walks_gpu.py\)"):
+        ops.require_green("product")
 
 
 def test_selection(monkeypatch, capsys):
