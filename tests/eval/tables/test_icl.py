@@ -124,8 +124,7 @@ def test_cells(scale):
 def test_one_cell_of_a_few_steps(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "COMMITTED", tmp_path / "committed")
     words = ["--scale", "tiny", "--cells", "white_n2_*"]
-    with pytest.raises(SystemExit):  # a claim fails after so little training, or is not measured
-        command.entry(icl.TABLE)([*words, "--out", str(tmp_path / "out"), "--publish"])
+    assert command.entry(icl.TABLE)([*words, "--out", str(tmp_path / "out"), "--publish"]) == 0
     assert "cell 1 of 1" in capsys.readouterr().out
     (row,) = from_csv((tmp_path / "out/results.csv").read_text())
     assert {"icl/loss", "icl/step", "icl/ridge", "icl/matrix"} <= set(row)
