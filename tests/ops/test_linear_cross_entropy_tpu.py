@@ -69,6 +69,16 @@ def test_the_filter_leaves_out_tiles_whose_derivatives_are_all_below_it():
     assert np.abs(filtered[2] - exact[2]).max() <= 32 * threshold
 
 
+def test_a_state_that_is_not_finite_reaches_the_gradients():
+    """One NaN reaches every row of the embedding, as it does in the reference: its tiles are not taken for empty."""
+    hidden, embedding, bias, targets = make(16, 8, 50)
+    hidden[3, 0], targets[3] = np.nan, 0
+    call = gradients(kernel, reduction="sum")
+    _, (d_hidden, d_embedding, d_bias) = interpreted(call, hidden, embedding, bias, targets)
+    assert np.isnan(d_hidden[3]).all() and np.isnan(d_embedding).all() and np.isnan(d_bias).all()
+    assert np.isfinite(np.delete(d_hidden, 3, axis=0)).all()
+
+
 def test_bfloat16():
     """Root mean square error against float32 of the same rounded inputs."""
     args = make(40, 32, 256, jnp.bfloat16)
@@ -133,6 +143,12 @@ def test_auto_takes_the_kernel_on_a_tpu_only_and_not_where_the_embedding_is_spli
             with pytest.raises(ValueError, match=reason):
                 jax.eval_shape(gradients(kernel), *args)
             assert not has_mosaic_call(auto.trace(*args).lower(lowering_platforms=("tpu",)))
+
+
+def test_a_bias_of_fewer_entries_than_a_tile_lowers():
+    args = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in make(32, 8, 50)]
+    found = jax.jit(gradients(linear_cross_entropy)).trace(*args).lower(lowering_platforms=("tpu",))
+    assert has_mosaic_call(found)
 
 
 def test_refusals_say_why():

@@ -109,7 +109,8 @@ def _vmem_bytes(sizes: Sizes, hidden: Array, embedding: Array, backward: bool) -
 def _pack(sizes: Sizes, inputs: tuple, targets: Array) -> tiles.Inputs:
     hidden, embedding, bias = inputs
     hidden = jnp.pad(hidden, ((0, sizes.tokens - hidden.shape[0]), (0, 0)))
-    row = None if bias is None else bias.astype(jnp.float32)[None]
+    spare = -sizes.vocab % sizes.columns
+    row = None if bias is None else jnp.pad(bias.astype(jnp.float32), (0, spare))[None]
     return tiles.Inputs(hidden, embedding, _rows(sizes, targets, fill=-1), row)
 
 
@@ -137,7 +138,8 @@ def _backward(call: Call, inputs: tuple, targets: Array, lse: Array, cotangent: 
     numbers = _rows(sizes, lse), _rows(sizes, cotangent)
     d_hidden, live = tiles.d_hidden(sizes, packed, *numbers, call.interpret)
     d_embedding, *d_bias = tiles.d_embedding(sizes, packed, *numbers, live, call.interpret)
-    return d_hidden[: hidden.shape[0]], d_embedding, None if bias is None else d_bias[0][0].astype(bias.dtype)
+    d_bias = None if bias is None else d_bias[0][0, : sizes.vocab].astype(bias.dtype)
+    return d_hidden[: hidden.shape[0]], d_embedding, d_bias
 
 
 def _chunked(call: Call, inputs: tuple, targets: Array) -> Array:

@@ -67,7 +67,7 @@ class Inputs(NamedTuple):
     hidden: Array  # [N,D]
     embedding: Array  # [V,D]
     targets: Array  # [N/n,1,n] float32
-    bias: Array | None  # [1,V] float32
+    bias: Array | None  # [1,V] float32, up to the end of the last tile
 
 
 def forward(sizes: Sizes, inputs: Inputs, interpret: Interpretation | None) -> Sequence[Array]:
@@ -99,7 +99,7 @@ def d_hidden(
 def d_embedding(
     sizes: Sizes, inputs: Inputs, lse: Array, cotangent: Array, live: Array, interpret: Interpretation | None
 ) -> Sequence[Array]:
-    """Gradients of the embedding, and of the bias ``[1,V]`` if there is one."""
+    """Gradients of the embedding, and of the bias as it is given, if it is."""
     specs = _Specs(sizes, by_column=True)
     outputs = [(specs.embedding, like(inputs.embedding))]
     outputs += [] if inputs.bias is None else [(specs.bias, like(inputs.bias))]
@@ -269,7 +269,8 @@ def _d_hidden_kernel(tile: _Tile, lse: Any, cotangent: Any, out: Any, flags: Any
     logits = tile.logits(None if tile.bias is None else tile.bias[...])
     slope = tile.real(tile.slope(logits, targets[...], norm[...]), 0.0)
     slope = jnp.where(weight[...] != 0, slope, 0.0)
-    live = jnp.max(jnp.abs(slope)) >= (tile.sizes.gradient_filter or ZERO)
+    small = jnp.abs(slope) < (tile.sizes.gradient_filter or ZERO)
+    live = jnp.max(jnp.where(small, 0.0, 1.0)) > 0  # so that a NaN is not small
 
     @pl.when(live)
     def _():
