@@ -58,6 +58,9 @@ class HyenaConfig(MixerConfig):
         parts.require_positive(self, "target", "fast_decay", "slow_decay")
         if self.features < 3 or self.features % 2 == 0:
             raise UserError(f"HyenaConfig.features={self.features} must be odd and at least 3: t, cosines and sines")
+        if self.target >= 1:
+            raise UserError(f"HyenaConfig.target={self.target} is no decay of a window that begins at 1; use 0 to 1")
+        parts.require_whole(self, "filter_layers")
         if self.filter_layers < 0:
             raise UserError(f"HyenaConfig.filter_layers={self.filter_layers} must not be negative")
 

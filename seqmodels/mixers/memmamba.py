@@ -20,6 +20,7 @@ Do not read results of this as a reproduction.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -61,8 +62,12 @@ class MemMambaConfig(MixerConfig):
 
     def __post_init__(self):
         parts.require_positive(self, "note_dim", "cross_layer_every")
+        parts.require_whole(self, "pool_size")
         if self.pool_size < 0:
             raise UserError(f"MemMambaConfig.pool_size={self.pool_size} must not be negative; 0 leaves notes out")
+        for field in ("note_threshold", "read_threshold"):
+            if math.isnan(getattr(self, field)):
+                raise UserError(f"MemMambaConfig.{field}=nan compares with nothing; give a number such as 0.5")
 
     @classmethod
     def tiny(cls) -> MemMambaConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -25,7 +26,7 @@ def divide(owner: object, field: str, parts: int, what: str, whole: float) -> in
     Raises:
       UserError: it is not a positive integer. The message names `owner`'s class, its `field` and `what` is divided.
     """
-    if parts < 1 or whole < parts or whole != int(whole) or int(whole) % parts:
+    if parts < 1 or not parts <= whole < math.inf or whole != int(whole) or int(whole) % parts:
         name = type(owner).__name__
         raise UserError(f"{name}.{field}={parts} does not divide {what}={whole:g}; choose a divisor of it")
     return int(whole) // parts
@@ -33,7 +34,7 @@ def divide(owner: object, field: str, parts: int, what: str, whole: float) -> in
 
 def whole(owner: object, what: str, value: float) -> int:
     """`value` as a positive integer, or a `UserError` that says `what` of `owner` is none."""
-    if value < 1 or value != int(value):
+    if not 1 <= value < math.inf or value != int(value):
         raise UserError(f"{type(owner).__name__}: {what}={value:g} is not a positive whole number; change a factor")
     return int(value)
 
@@ -57,12 +58,23 @@ def head_sizes(cfg: ExpandedHeads, dim: int) -> tuple[int, int]:
     )
 
 
-def require_positive(owner: object, *fields: str) -> None:
-    """Raise a `UserError` for the first of the numeric `fields` of `owner` that is neither ``None`` nor positive."""
+def require_positive(owner: Any, *fields: str) -> None:
+    """Raise a `UserError` for the first of the numeric `fields` of a config that is neither ``None`` nor positive, is
+    infinite, or is a fraction where the config declares an integer."""
     for field in fields:
         value = getattr(owner, field)
-        if value is not None and not value > 0:
-            raise UserError(f"{type(owner).__name__}.{field}={value} must be positive")
+        if value is not None and not 0 < value < math.inf:
+            fix = "must be finite; give a number" if value == math.inf else "must be positive"
+            raise UserError(f"{type(owner).__name__}.{field}={value} {fix}")
+        require_whole(owner, field)
+
+
+def require_whole(owner: Any, field: str) -> None:
+    """Raise a `UserError` where `owner`, a config, declares an integer `field` and holds another number."""
+    value = getattr(owner, field)
+    declared = str(next(known.type for known in dataclasses.fields(owner) if known.name == field))
+    if value is not None and "int" in declared and not isinstance(value, int):
+        raise UserError(f"{type(owner).__name__}.{field}={value} is not a whole number; give an int")
 
 
 def require_choice(owner: object, field: str, choices: Sequence[str]) -> None:

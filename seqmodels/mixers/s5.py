@@ -38,7 +38,8 @@ class S5Config(StateSpaceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parts.divide(self, "num_blocks", 2 * self.num_blocks, "state_size, in conjugate pairs,", self.state_size)
+        parts.require_positive(self, "num_blocks")
+        parts.divide(self, "num_blocks", self.num_blocks, "state_size / 2", self.state_size // 2)
         parts.require_choice(self, "discretization", ("zoh", "bilinear"))
 
     @classmethod

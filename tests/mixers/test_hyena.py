@@ -74,7 +74,17 @@ def test_a_short_buffer_forgets_only_what_it_cannot_hold(params, run):
     assert relative_error(short[:, :4], whole[:, :4]) <= 1e-5 and relative_error(short, whole) > 1e-3
 
 
-@pytest.mark.parametrize("options", [{"features": 4}, {"filter_layers": -1}, {"max_length": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"features": 4},
+        {"filter_layers": -1},
+        {"filter_layers": 1.5},
+        {"max_length": 0},
+        {"max_length": 2.5},
+        {"target": 1.5},
+    ],
+)
 def test_bad_configs_are_refused_in_one_line(options):
     with pytest.raises(UserError, match=f"{next(iter(options))}=") as caught:
         HyenaConfig(**options)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seqmodels.errors import UserError
 from seqmodels.mixers import ConvEmbeddingConfig, LMUConfig
 from seqmodels.ops import hippo
 from seqmodels.sharding import unbox
@@ -83,3 +84,9 @@ def test_the_speech_model_has_the_published_size():
     memory = count(LMUConfig()) + 2 * 256
     mixer, head = 2 * 256 * 1024 + 1024 + 256 + 2 * (1024 + 256), 256 * 35 + 35
     assert embedding + memory + mixer + head == 1_621_796
+
+
+def test_neurons_that_overshoot_are_refused():
+    with pytest.raises(UserError, match=r"LMUConfig\.tau=0\.4 overshoots") as caught:
+        LMUConfig(spiking=True, tau=0.4)
+    assert "\n" not in str(caught.value)

@@ -128,3 +128,10 @@ def test_the_state_does_not_grow():
 def test_a_negative_pool_is_refused():
     with pytest.raises(UserError, match="pool_size=-1 must not be negative"):
         MemMambaConfig(pool_size=-1)
+
+
+@pytest.mark.parametrize("field", ["note_threshold", "read_threshold", "pool_size"])
+def test_what_is_no_number_is_refused(field):
+    with pytest.raises(UserError, match=rf"MemMambaConfig\.{field}=nan") as caught:
+        MemMambaConfig(**{field: float("nan")})
+    assert "\n" not in str(caught.value)

@@ -111,6 +111,9 @@ REFUSED = {
     "step sizes": (lambda: Mamba2Config(dt_min=0.2), "dt_min=0.2 exceeds dt_max=0.1"),
     "step limits": (lambda: Mamba2Config(dt_limit=(1.0, 0.5)), "not a range"),
     "lower bound": (lambda: KDAConfig(lower_bound=5.0), "lower_bound=5.0 must be negative"),
+    "half a width": (lambda: DeltaNetConfig(conv_size=2.5), "conv_size=2.5 is not a whole number"),
+    "infinite width": (lambda: KDAConfig(conv_size=float("inf")), "conv_size=inf must be finite"),
+    "infinite values": (lambda: KDAConfig(expand_v=float("inf")), "expand_v=inf"),
     "fractional values": (lambda: KDAConfig(expand_v=1.001), "not a positive whole number"),
 }
 

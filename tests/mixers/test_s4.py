@@ -208,7 +208,8 @@ REFUSED = {
     "measure": (lambda: S4Config(measure="lmu"), "S4Config.measure='lmu' is unknown"),
     "rate": (lambda: S5Config(rate=0.0), "S5Config.rate=0.0 must be positive"),
     "copies": (lambda: S4Config(n_ssm=3).make(32), "S4Config.n_ssm=3 does not divide the model width=32"),
-    "blocks": (lambda: S5Config(state_size=24, num_blocks=8), "S5Config.num_blocks=16 does not divide"),
+    "blocks": (lambda: S5Config(state_size=24, num_blocks=8), "S5Config.num_blocks=8 does not divide"),
+    "infinite": (lambda: S4DConfig(dt_max=float("inf")), "S4DConfig.dt_max=inf must be finite"),
 }
 
 
