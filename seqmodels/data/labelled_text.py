@@ -68,7 +68,8 @@ class LabelledText(ByteTexts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.valid_fraction, self.test_fraction) < 0 or self.valid_fraction + self.test_fraction >= 1:
+        fractions = (self.valid_fraction, self.test_fraction)
+        if not all(part >= 0 for part in fractions) or not sum(fractions) < 1:
             raise UserError(
                 f"valid_fraction={self.valid_fraction}, test_fraction={self.test_fraction}; "
                 "use fractions of at least 0 that leave something to train on"

@@ -64,8 +64,12 @@ class ListOps(ClassificationTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_depth < 2 or self.max_args < 2:
+        if self.slices_by not in ("root", "length"):
+            raise UserError(f"slices_by: {self.slices_by!r}; use 'root' or 'length'")
+        if not (self.max_depth >= 2 and self.max_args >= 2):
             raise UserError(f"max_depth={self.max_depth}, max_args={self.max_args}; use at least 2 of both")
+        if not isinstance(self.lengths, Sequence) or len(self.lengths) != 2:
+            raise UserError(f"lengths: {self.lengths!r}; give the shortest and the longest, as (501, 1999)")
         shortest, longest = self.lengths
         if not 4 <= shortest <= longest <= self.seq_len:
             raise UserError(
@@ -154,6 +158,9 @@ def evaluate(tokens: Sequence[int]) -> int:
     Raises:
         ValueError: `tokens` is not one whole expression.
     """
+    for token in tokens:
+        if not 0 <= token <= CLOSE:
+            raise ValueError(f"tokens: {token} is none; use 0 to {CLOSE}, as in WORDS")
     functions = tuple(OPERATORS.values())
     called: list[int] = []
     values: list[list[int]] = [[]]
@@ -174,7 +181,14 @@ def evaluate(tokens: Sequence[int]) -> int:
 
 
 def encode(text: str) -> list[int]:
-    """The tokens of an expression that is written with spaces, such as ``[MED 1 2 ]``."""
+    """The tokens of an expression that is written with spaces, such as ``[MED 1 2 ]``.
+
+    Raises:
+        ValueError: a word stands for no token.
+    """
+    for word in text.split():
+        if word not in WORDS:
+            raise ValueError(f"text: {word!r} is no word of ListOps; use {', '.join(WORDS)}, with spaces in between")
     return [WORDS.index(word) for word in text.split()]
 
 

@@ -108,7 +108,7 @@ class Pathfinder(ClassificationTask):
         if self.seq_len not in GEOMETRIES:
             raise UserError(f"seq_len: {self.seq_len} pixels; use 1024 (32x32), 4096 (64x64) or 16384 (128x128)")
         for name in ("contour_length", "distractor_length"):
-            if getattr(self, name) < 1:
+            if not getattr(self, name) >= 1:
                 raise UserError(f"{name}: {getattr(self, name)} dashes; use at least 1")
         if self.distractors is not None and self.distractors < 0:
             raise UserError(f"distractors: {self.distractors}; use at least 0, or None for the published number")

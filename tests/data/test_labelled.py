@@ -81,6 +81,7 @@ def test_a_second_folder_is_the_test_split(labelled_folder: Path, tmp_path: Path
     for fields, message in [
         ({"labels": ("good", "ugly")}, "labels: no file ugly/"),
         ({"labels": ("good", "good")}, "names a folder twice"),
+        ({"valid_fraction": float("nan")}, "valid_fraction=nan"),
         ({"valid_fraction": 1.0}, "leave something to train on"),
         ({"path": str(tmp_path / "none")}, "does not exist"),
     ]:

@@ -57,6 +57,14 @@ def test_what_is_no_expression_is_refused(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_no_token_is_refused() -> None:
+    for tokens in ([len(WORDS)], [-1], [10, -1, 3, 14]):
+        with pytest.raises(ValueError, match=r"tokens: .* is none; use 0 to 14"):
+            evaluate(tokens)
+    with pytest.raises(ValueError, match="text: 'MIN' is no word of ListOps"):
+        encode("MIN 1 2 ]")
+
+
 def test_rows_are_expressions_with_their_values() -> None:
     lengths, depths, arities = set(), set(), set()
     rows = SMALL.rows("train", 1)
@@ -114,6 +122,10 @@ def test_impossible_sizes_are_refused() -> None:
         ({"lengths": (3, 10)}, r"lengths: \(3, 10\)"),
         ({"max_args": 1}, r"max_args=1; use at least 2"),
         ({"max_depth": 3, "max_args": 3}, r"no tree has 501 tokens with max_depth=3.* at most 17"),
+        ({"max_args": float("nan")}, r"max_args=nan; use at least 2"),
+        ({"lengths": (100,)}, r"lengths: \(100,\); give the shortest and the longest"),
+        ({"lengths": 100}, r"lengths: 100; give the shortest and the longest"),
+        ({"slices_by": "rot"}, r"slices_by: 'rot'; use 'root' or 'length'"),
         ({"train_examples": 0}, r"train_examples: 0"),
     ]
     for fields, message in cases:

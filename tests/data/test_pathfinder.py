@@ -102,6 +102,7 @@ def test_impossible_sizes_are_refused() -> None:
     for fields, message in [
         ({"seq_len": 1000}, r"seq_len: 1000 pixels; use 1024 \(32x32\)"),
         ({"contour_length": 0}, r"contour_length: 0 dashes"),
+        ({"contour_length": float("nan")}, r"contour_length: nan dashes"),
         ({"distractors": -1}, r"distractors: -1"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
