@@ -178,3 +178,10 @@ def test_errors_say_what_to_do(change, message):
     with pytest.raises(ValueError, match=message) as caught:
         linear_ssm(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ids", [None, jnp.zeros((0, 5), jnp.int32)], ids=["plain", "ids"])
+def test_an_empty_batch(ids):
+    system = [jnp.full((2, 3), 0.5)] * 3
+    y, state = linear_ssm(jnp.zeros((0, 5, 2)), *system, segment_ids=ids)
+    assert y.shape == (0, 5, 2) and state.shape == (0, 2, 3)

@@ -162,3 +162,10 @@ def test_errors_say_what_to_do(change, message):
     with pytest.raises(ValueError, match=message) as caught:
         long_conv(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_segments", [None, 2])
+def test_an_empty_batch(num_segments):
+    ids = jnp.zeros((0, 5), jnp.int32)
+    y, state = long_conv(jnp.zeros((0, 5, 2)), jnp.ones((4, 2)), segment_ids=ids, num_segments=num_segments)
+    assert y.shape == (0, 5, 2) and state.shape == ((0, 3, 2) if num_segments is None else (0, 2, 3, 2))

@@ -64,7 +64,7 @@ def linear_ssm(
         raise ValueError(
             f"state has dtype {state.dtype} but a and b are real, expected a real state; pass its real part"
         )
-    if x.shape[1] == 0:
+    if 0 in x.shape[:2]:
         return x, state.astype(dtype)
     wide = accumulate_dtype(x, a.real, b.real, c.real)
     y, after = dispatch(

@@ -15,7 +15,7 @@ def run(
 ) -> tuple[Array, Array]:
     """``x [B,T,D]``, ``kernel [L,D]``, state ``[B,L-1,D]`` or ``None``, all in one dtype -> ``(y [B,T,D], state)``."""
     carried = kernel.shape[0] - 1
-    if x.shape[1] == 0:
+    if 0 in x.shape[:2]:
         lead = (x.shape[0],) if num_segments is None else (x.shape[0], num_segments)
         return x, jnp.zeros((*lead, carried, x.shape[2]), x.dtype) if state is None else state
     if segment_ids is None:
