@@ -141,7 +141,7 @@ class Fidelity(Task):
 
     def measure(self, model: LanguageModel, params: Any, data: Dataset) -> dict[str, float]:
         stream = itertools.islice(batches(data, self.split, self.batch_size), self.limit or None)
-        seen = [layers(model, params, batch["tokens"]) for batch in stream]
+        seen = [layers(model, params, jnp.asarray(batch["tokens"])) for batch in stream]
         if not seen:
             raise UserError(f"--fidelity.split {self.split} of {type(data).__name__} has no sequences")
         embedded, *hidden = (np.concatenate(parts) for parts in zip(*seen, strict=True))

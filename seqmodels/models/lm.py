@@ -86,7 +86,8 @@ class LMConfig(BackboneConfig):
             raise UserError(f"model.vocab_size={self.vocab_size} must be at least 1; set --model.vocab-size")
         if self.softcap is not None and not self.softcap > 0:
             raise UserError(f"model.softcap={self.softcap} must be positive or None; set --model.softcap")
-        ahead = [block.label for block in self.pattern if not block.mixer.causal]
+        blocks = [block for block in self.pattern if isinstance(block, BlockConfig)]  # others: `check_types` says so
+        ahead = [block.label for block in blocks if not block.mixer.causal]
         if ahead:
             raise UserError(f"model.pattern holds {ahead[0]} that reads the future; expected causal mixers")
 

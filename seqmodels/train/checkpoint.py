@@ -29,8 +29,10 @@ from seqmodels.train.experiment import CheckpointConfig
 from seqmodels.train.state import Placed, TrainState
 
 logger = logging.getLogger("seqmodels.checkpoint")
-# Orbax logs every failed write with tracebacks of its threads; `Checkpointer` raises them as one line.
+# Orbax logs every failed write with tracebacks of its threads, and asyncio those of its tasks; `Checkpointer` raises
+# them as one line.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno < logging.ERROR)
+logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
 
 DISK_ERRORS = ("No space left on device", "Disk quota exceeded", "Read-only file system", "Permission denied")
 
@@ -78,6 +80,7 @@ class Checkpointer:
             meta=ocp.args.JsonSave(meta),
         )
         try:
+            self._require_space(state)
             self._orbax.save(self.directory / str(step), args=args)
         except (OSError, ValueError) as error:
             raise self._failed(step, error) from error
@@ -85,6 +88,12 @@ class Checkpointer:
         self._sealing.start()
         if not self.cfg.asynchronous:
             self.wait()
+
+    def _require_space(self, state: TrainState) -> None:
+        """Writes that fail half-way print tracebacks of TensorStore's threads, which nothing can catch."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.directory).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
+            raise OSError(DISK_ERRORS[0])
 
     def wait(self) -> None:
         """Return when nothing is being written any more. Raises `UserError` if the last checkpoint failed."""
