@@ -16,13 +16,12 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from seqmodels import ops
 from seqmodels.axes import Array
 from seqmodels.mixers import parts, state_space
 from seqmodels.mixers.base import Context, Cursor
-from seqmodels.mixers.state_space import MIN_DECAY, StateSpaceConfig, StateSpaceMixer, StateSpaceState
+from seqmodels.mixers.state_space import StateSpaceConfig, StateSpaceMixer, StateSpaceState
 from seqmodels.ops import hippo
 from seqmodels.ops.linear_ssm.chunked import CHUNK
 
@@ -91,9 +90,7 @@ class S4(StateSpaceMixer):
         """The continuous system: A ``[D,N/2]``, P ``[rank,D,N/2]``, B, complex, and step sizes ``[D]``."""
         A, P, B, _ = hippo.nplr(self.cfg.measure, self.cfg.state_size)
         own = functools.partial(state_space.of_channels, self, self.cfg.n_ssm)
-        eigenvalues = -jnp.exp(own("log_A_real", np.log(np.maximum(-np.real(A), MIN_DECAY)))) + 1j * own(
-            "A_imag", np.imag(A)
-        )
+        eigenvalues = state_space.eigenvalues(self, self.cfg.n_ssm, A)
         return eigenvalues, own("P", P), own("B", B), state_space.steps(self, "log_dt", self.dim)
 
     def zeros(self, batch: int) -> StateSpaceState:

@@ -13,13 +13,12 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from seqmodels import ops
 from seqmodels.axes import Array
 from seqmodels.mixers import parts, state_space
 from seqmodels.mixers.base import Context, Cursor
-from seqmodels.mixers.state_space import MIN_DECAY, StateSpaceConfig, StateSpaceMixer, StateSpaceState
+from seqmodels.mixers.state_space import StateSpaceConfig, StateSpaceMixer, StateSpaceState
 from seqmodels.ops import hippo
 from seqmodels.ops.linear_ssm.chunked import CHUNK
 
@@ -85,9 +84,7 @@ class S4D(StateSpaceMixer):
         cfg = self.cfg
         A, B = hippo.diagonal(cfg.init, cfg.state_size)
         own = functools.partial(state_space.of_channels, self, cfg.n_ssm)
-        eigenvalues = -jnp.exp(own("log_A_real", np.log(np.maximum(-np.real(A), MIN_DECAY)))) + 1j * own(
-            "A_imag", np.imag(A)
-        )
+        eigenvalues = state_space.eigenvalues(self, cfg.n_ssm, A)
         dt = state_space.steps(self, "log_dt", self.dim)
         a, b = hippo.discretize_diagonal(eigenvalues, own("B", B), dt[:, None], cfg.discretization)
         return jnp.asarray(a), jnp.asarray(b)

@@ -124,6 +124,12 @@ def of_channels(mixer: Mixer, copies: int | None, name: str, value: np.ndarray) 
     return to_complex(held) if pair else held
 
 
+def eigenvalues(mixer: Mixer, copies: int | None, start: np.ndarray) -> Array:
+    """``-exp(log_A_real) + i A_imag`` ``[dim,N/2]``, first ``start [N/2]``, decaying at least by `MIN_DECAY`."""
+    real = of_channels(mixer, copies, "log_A_real", np.log(np.maximum(-np.real(start), MIN_DECAY)))
+    return -jnp.exp(real) + 1j * of_channels(mixer, copies, "A_imag", np.imag(start))
+
+
 def readout(mixer: Mixer, name: str) -> Array:
     """``C [dim,N/2]``, complex, from the parameter `name`."""
     normal, shape = nn.initializers.normal(0.5**0.5), (mixer.dim, mixer.cfg.state_size // 2, 2)
@@ -152,7 +158,7 @@ def to_complex(pair: Array) -> Array:
 
 def to_parts(value: Array) -> Array:
     """Complex ``[...]`` -> real ``[...,2]``."""
-    return jnp.stack([np.real(value), np.imag(value)], axis=-1)
+    return jnp.stack([value.real, value.imag], axis=-1)
 
 
 def gated_linear_unit(mixer: Mixer, y: Array) -> Array:

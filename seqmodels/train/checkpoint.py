@@ -92,7 +92,8 @@ class Checkpointer:
     def _require_space(self, state: TrainState) -> None:
         """Writes that fail half-way print tracebacks of TensorStore's threads, which nothing can catch."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(self.directory).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
+        needed, free = room(self.directory, state)
+        if free < needed:
             raise OSError(DISK_ERRORS[0])
 
     def wait(self) -> None:
@@ -215,6 +216,12 @@ def restore_params(directory: Path, abstract: Any, shardings: Any = None, step: 
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
         items = orbax.restore(directory / str(step), args=ocp.args.Composite(params=ocp.args.StandardRestore(target)))
     return items["params"], step
+
+
+def room(directory: Path, state: Any) -> tuple[int, int]:
+    """Bytes that a checkpoint of `state`, abstract or not, takes; bytes free on the disk of `directory`."""
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return needed, shutil.disk_usage(directory).free
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def train(config: DynamicsConfig, score: Score, directory: Path | None = None) -
     while int(state.epoch[0]) < config.epochs:
         state = advance(config, series, state, keys)
         scores = [score(run) for run in np.asarray(observed(config, state.params, first), np.float64)]
-        state = keep_best(state, np.nan_to_num(np.asarray(scores, np.float32), nan=np.inf))
+        state = keep_best(state, np.asarray(scores, np.float32))
         if directory is not None:
             save(state, config, directory / STATE)
     return state
@@ -180,14 +180,14 @@ def observed(config: DynamicsConfig, params: Any, first: Float[Array, "1 N"]) ->
 
 
 def keep_best(state: TrainingState, scores: Float[np.ndarray, "S"]) -> TrainingState:
-    """`state`, whose newest params become the best where they score less."""
+    """`state`, whose newest params become the best where they score less; NaN is never less."""
     better = jnp.asarray(scores) < state.score
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
     best = jax.tree.map(choose, state.params, state.best)
-    return state._replace(best=best, score=jnp.minimum(jnp.asarray(scores), state.score))
+    return state._replace(best=best, score=jnp.where(better, scores, state.score))
 
 
 def save(state: TrainingState, config: DynamicsConfig, file: Path) -> None:

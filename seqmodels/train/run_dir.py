@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from seqmodels.errors import UserError
+from seqmodels.train import checkpoint
 
 
 class RunDir:
@@ -59,8 +59,7 @@ class RunDir:
 
     def require_space(self, state: Any) -> None:
         """Raise `UserError` if a checkpoint of the abstract `state` cannot fit on the disk."""
-        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.path).free
+        needed, free = checkpoint.room(self.path, state)
         if free < needed:
             raise UserError(
                 f"run directory {self.path} has {free / 1e6:.1f} MB free but a checkpoint takes {needed / 1e6:.1f} MB; "
