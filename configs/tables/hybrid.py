@@ -1,6 +1,6 @@
 """The cells of the hybrid study (arXiv:2507.06457): six linear mixers by their share of attention, and a Transformer.
 
-`get_config` is one of them, three Gated DeltaNet blocks to one of attention on MQAR at laptop scale; ``python -m
+`get_config` is one of them, a Gated DeltaNet block and one of attention on MQAR at laptop scale; ``python -m
 eval.tables.hybrid`` runs them all.
 
 Command: ``python train.py --config configs/tables/hybrid.py``.
@@ -36,6 +36,7 @@ from seqmodels.mixers import (
     MixerConfig,
     RetNetConfig,
 )
+from seqmodels.mixers.attention import RotaryConfig
 from seqmodels.models import BlockConfig, LMConfig
 from seqmodels.models.patterns import evenly
 from seqmodels.train.experiment import Experiment
@@ -54,6 +55,10 @@ class Size:
     dim: int
     depth: int
     head_dim: int
+    """Of the linear mixers, which sets their state."""
+    full_head_dim: int
+    """Of full attention, half of whose channels turn by position: with all of them turning, the Transformer stayed at
+    chance on MQAR for 300 steps; so it found the right key."""
     ratios: dict[str, int]
     """Linear to full blocks, and how many full ones that makes."""
     seq_len: int
@@ -74,6 +79,7 @@ SIZES = {
         dim=16,
         depth=2,
         head_dim=8,
+        full_head_dim=8,
         ratios={PURE: 0, "1:1": 1},
         seq_len=32,
         vocab_size=64,
@@ -86,21 +92,23 @@ SIZES = {
     ),
     "laptop": Size(
         dim=64,
-        depth=4,
+        depth=2,
         head_dim=16,
-        ratios={PURE: 0, "3:1": 1, "1:1": 2},
-        seq_len=128,
-        vocab_size=128,
-        num_pairs=(4, 8, 16, 32),
+        full_head_dim=32,
+        ratios={PURE: 0, "1:1": 1},
+        seq_len=64,
+        vocab_size=64,
+        num_pairs=(2, 4, 8, 16),
         lengths=(96, 128, 192, 256),
-        mqar=Budget(300, 32, (5e-3, 1e-2), "muon"),
+        mqar=Budget(300, 64, (5e-3, 1e-2), "muon"),
         passkey=Budget(300, 16, (7e-3,), "muon"),
-        text=Budget(300, 32, (7e-3,), "muon"),
+        text=Budget(200, 64, (7e-3,), "muon"),
     ),
     "gpu": Size(
         dim=128,
         depth=8,
         head_dim=64,
+        full_head_dim=64,
         ratios={PURE: 0, "7:1": 1, "3:1": 2, "1:1": 4},
         seq_len=512,
         vocab_size=2048,
@@ -135,7 +143,7 @@ def experiment(scale: str, task: str, mixer: str, ratio: str, rate: float, seed:
     """A cell of a small scale: `mixer` is one of `MIXERS`, or `TRANSFORMER` with the ratio `FULL`."""
     size, data = SIZES[scale], dataset(scale, task)
     mlp = None if task == "mqar" else MLPConfig(ratio=4.0, multiple_of=32)
-    attention = BlockConfig(AttentionConfig(num_heads=size.dim // size.head_dim), mlp)
+    attention = BlockConfig(AttentionConfig(size.dim // size.full_head_dim, rotary=RotaryConfig(fraction=0.5)), mlp)
     linear = attention if mixer == TRANSFORMER else BlockConfig(small_mixers(size)[mixer], mlp)
     full = size.depth if ratio == FULL else size.ratios[ratio]
     model = LMConfig(
@@ -214,4 +222,4 @@ def paper(size: str, mixer: str, ratio: str, name: str) -> Experiment:
 
 
 def get_config() -> Experiment:
-    return experiment("laptop", "mqar", "GatedDeltaNet", "3:1", 1e-2, 0, "hybrid")
+    return experiment("laptop", "mqar", "GatedDeltaNet", "1:1", 1e-2, 0, "hybrid")
