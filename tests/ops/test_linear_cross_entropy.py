@@ -78,6 +78,22 @@ def test_float64_oracle(case):
                 assert relative_error(mine, true) < 1e-12
 
 
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_a_bias_of_minus_infinity_takes_an_entry_out(impl):
+    """A whole block at the beginning, and one entry of another: as a vocabulary without them."""
+    rng = np.random.default_rng(0)
+    hidden, embedding = rng.standard_normal((5, 3), np.float32), rng.standard_normal((12, 3), np.float32)
+    bias = np.where(np.isin(np.arange(12), [0, 1, 2, 3, 7]), -np.inf, 0.5).astype(np.float32)
+    kept, targets = np.flatnonzero(np.isfinite(bias)), np.array([0, 1, 5, 6, 2])
+    args = (hidden, embedding, jnp.asarray(kept[targets]))
+    loss, grads = value_and_grads(args, bias, impl=impl, chunk_size=4, z_loss=1e-2)
+    small = (hidden, embedding[kept], jnp.asarray(targets))
+    want, (d_hidden, d_embedding, d_bias) = value_and_grads(small, bias[kept], impl="reference", z_loss=1e-2)
+    assert relative_error(loss, want) < 1e-6 and relative_error(grads[0], d_hidden) < 1e-6
+    for mine, true in ((grads[1], d_embedding), (grads[2], d_bias)):
+        assert relative_error(mine[kept], true) < 1e-6 and not np.delete(mine, kept, axis=0).any()
+
+
 def test_token_blocks_change_nothing(monkeypatch):
     case = next(case for case in SMALL if case.name == "ragged")
     args, options = case.make(jax.random.key(1))

@@ -69,6 +69,15 @@ def test_the_filter_leaves_out_tiles_whose_derivatives_are_all_below_it():
     assert np.abs(filtered[2] - exact[2]).max() <= 32 * threshold
 
 
+def test_a_bias_of_minus_infinity_takes_a_whole_tile_out():
+    hidden, embedding, bias, targets = make(16, 8, 300)
+    bias[:130], targets = -np.inf, np.where(targets == -100, -100, 130 + targets % 170).astype(np.int32)
+    found = interpreted(gradients(kernel, chunk_size=128), hidden, embedding, bias, targets)
+    expected = quick(gradients(reference), hidden, embedding, bias, targets)
+    for value, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.isfinite(wanted).all() and relative_error(value, wanted) <= 5e-6
+
+
 def test_a_state_that_is_not_finite_reaches_the_gradients():
     """One NaN reaches every row of the embedding, as it does in the reference: its tiles are not taken for empty."""
     hidden, embedding, bias, targets = make(16, 8, 50)

@@ -51,7 +51,7 @@ def linear_cross_entropy(
       hidden: ``[..., D]``, floating point.
       embedding: ``[vocab, D]``, floating point.
       targets: ``[...]`` integers in ``0..vocab-1``, or `ignore_index`. Any other value gives a NaN loss.
-      bias: ``[vocab]`` or ``None``.
+      bias: ``[vocab]`` or ``None``. -inf takes an entry out of the vocabulary (label smoothing then gives inf).
       weights: ``[...]`` weight of every token's loss (a loss mask); 0 ignores the token. ``None`` means ones.
       label_smoothing: share of the target that is spread evenly over the vocabulary, in [0, 1).
       z_loss: weight of ``lse**2``, which keeps the logits' normaliser near one.

@@ -157,9 +157,10 @@ def _logits(plan: Plan, hidden: Array, part: Part, vocab: int) -> Array:
 
 
 def _update(stats: Stats, logits: Array, targets: Array, part: Part, vocab: int) -> Stats:
-    """Online logsumexp over one more block; every block holds at least one real entry, so `top` is finite."""
+    """Online logsumexp over one more block; a bias of -inf may leave nothing of it."""
     top = jnp.maximum(stats.top, jnp.max(logits, axis=-1))
-    mass = stats.mass * jnp.exp(stats.top - top) + jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)
+    base = jnp.where(top == -jnp.inf, 0, top)
+    mass = stats.mass * jnp.exp(stats.top - base) + jnp.sum(jnp.exp(logits - base[:, None]), axis=-1)
     hit = stats.hit + jnp.sum(jnp.where(targets[:, None] == part.index[None], logits, 0), axis=-1)
     total = stats.total + jnp.sum(jnp.where(part.index[None] < vocab, logits, 0), axis=-1)
     return Stats(top, mass, hit, total)

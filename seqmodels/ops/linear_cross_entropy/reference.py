@@ -33,4 +33,5 @@ def run(
         logits = softcap * jnp.tanh(logits / softcap)
     lse = jax.nn.logsumexp(logits, axis=-1)
     hit = jnp.sum(jnp.where(targets[:, None] == jnp.arange(embedding.shape[0])[None], logits, 0), axis=-1)
-    return lse - (1 - label_smoothing) * hit - label_smoothing * jnp.mean(logits, axis=-1) + z_loss * lse**2
+    loss = lse - (1 - label_smoothing) * hit + z_loss * lse**2
+    return loss - label_smoothing * jnp.mean(logits, axis=-1) if label_smoothing else loss

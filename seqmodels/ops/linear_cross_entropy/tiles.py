@@ -243,7 +243,8 @@ def _forward_kernel(tile: _Tile, lse: Any, hit: Any, total: Any, *scratch: Any) 
     bounded = tile.real(logits, -jnp.inf)
     add = functools.partial(jnp.sum, axis=1, keepdims=True)
     highest = jnp.maximum(top[...], jnp.max(bounded, axis=1, keepdims=True))
-    mass[...] = mass[...] * jnp.exp(top[...] - highest) + add(jnp.exp(bounded - highest))
+    base = jnp.where(highest == -jnp.inf, 0.0, highest)  # a bias of -inf may leave nothing of a tile
+    mass[...] = mass[...] * jnp.exp(top[...] - base) + add(jnp.exp(bounded - base))
     top[...] = highest
     hits[...] += add(jnp.where(tile.entry == targets[...].astype(jnp.int32), logits, 0.0))
     if tile.sizes.label_smoothing:
