@@ -1,8 +1,9 @@
-"""Classification in the form of language modelling: the label is the target at the last real position.
+"""Classification: every row has one label, which is the target at its last real position.
 
-So the one training loop serves it, with its accuracy and its slices, and a causal model answers once it has read
-everything. A target ``k`` stands for class ``k``, whatever the token ``k`` of the inputs means. For a
-`models.SequenceClassifier` there are `labels` and, where tokens are grey values, `intensities`.
+So the one training loop serves it, with its accuracy and its slices. A `models.SequenceClassifier` is asked once per
+row, whatever it pools; a causal language model answers at the last position, where it has read everything. A target
+``k`` stands for class ``k``, whatever the token ``k`` of the inputs means. `labels` and `intensities` (of tokens that
+are grey values) give batches to models outside of the loop.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from seqmodels.errors import UserError
 
 LEVELS = 256
 """Grey values that are told apart: token 0 is black, 255 white."""
+
+
+def whole(value: object, least: int) -> bool:
+    """Whether a field holds a whole number of at least `least`."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,7 @@ class ClassificationTask(Classification, SyntheticTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.train_examples is not None and self.train_examples < 1:
+        if self.train_examples is not None and not whole(self.train_examples, 1):
             raise UserError(f"train_examples: {self.train_examples}; use at least 1, or None for no end")
 
     def rows(self, split: str, seed: int) -> Sequence[Row]:

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seqmodels.data.base import SPLITS, Row, digest
-from seqmodels.data.classification import LEVELS, Classification, label_row
+from seqmodels.data.classification import LEVELS, Classification, label_row, whole
 from seqmodels.data.tfds import Prepared
 from seqmodels.errors import UserError
 
@@ -44,8 +44,8 @@ class PixelSequences(Classification):
         super().__post_init__()
         if self.seq_len < self.pixels:
             raise UserError(f"seq_len: {self.seq_len} tokens for {self.pixels} pixels; use at least {self.pixels}")
-        if self.permutation is not None and self.permutation < 0:
-            raise UserError(f"permutation: {self.permutation}; use a seed of at least 0, or None")
+        if self.permutation is not None and not whole(self.permutation, 0):
+            raise UserError(f"permutation: {self.permutation!r}; use a whole number of at least 0 as a seed, or None")
 
     @property
     @abc.abstractmethod

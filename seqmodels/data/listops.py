@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 
 from seqmodels.data.base import Row
-from seqmodels.data.classification import ClassificationTask, label_row
+from seqmodels.data.classification import ClassificationTask, label_row, whole
 from seqmodels.errors import UserError
 
 OPERATORS: dict[str, Callable[[list[int]], int]] = {
@@ -66,8 +66,10 @@ class ListOps(ClassificationTask):
         super().__post_init__()
         if self.slices_by not in ("root", "length"):
             raise UserError(f"slices_by: {self.slices_by!r}; use 'root' or 'length'")
-        if not (self.max_depth >= 2 and self.max_args >= 2):
-            raise UserError(f"max_depth={self.max_depth}, max_args={self.max_args}; use at least 2 of both")
+        if not (whole(self.max_depth, 2) and whole(self.max_args, 2)):
+            raise UserError(
+                f"max_depth={self.max_depth}, max_args={self.max_args}; use at least 2 of both, and whole numbers"
+            )
         if not isinstance(self.lengths, Sequence) or len(self.lengths) != 2:
             raise UserError(f"lengths: {self.lengths!r}; give the shortest and the longest, as (501, 1999)")
         shortest, longest = self.lengths

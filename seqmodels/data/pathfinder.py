@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Complex128, Float64
 
 from seqmodels.data.base import Row
-from seqmodels.data.classification import LEVELS, ClassificationTask, label_row
+from seqmodels.data.classification import LEVELS, ClassificationTask, label_row, whole
 from seqmodels.errors import UserError
 
 PADDING = 1
@@ -41,6 +41,8 @@ RESTARTS = 200
 STEPS_BACK = 30
 """Times that a pair of paths which is stuck is shortened before another one is begun."""
 DISTRACTOR_TRIES = 5
+SLACK = 1e-6
+"""Pixels that are added where a distance only sorts out what is far."""
 SEEDS = 16
 """Places that are looked at for the beginning of a distractor."""
 
@@ -108,15 +110,20 @@ class Pathfinder(ClassificationTask):
         if self.seq_len not in GEOMETRIES:
             raise UserError(f"seq_len: {self.seq_len} pixels; use 1024 (32x32), 4096 (64x64) or 16384 (128x128)")
         for name in ("contour_length", "distractor_length"):
-            if not getattr(self, name) >= 1:
-                raise UserError(f"{name}: {getattr(self, name)} dashes; use at least 1")
-        if self.distractors is not None and self.distractors < 0:
-            raise UserError(f"distractors: {self.distractors}; use at least 0, or None for the published number")
+            if not whole(getattr(self, name), 1):
+                raise UserError(f"{name}: {getattr(self, name)} dashes; use a whole number of at least 1")
+        if self.distractors is not None and not whole(self.distractors, 0):
+            raise UserError(f"distractors: {self.distractors}; use a whole number, or None for the published one")
 
     @property
     def geometry(self) -> Geometry:
         """Measures of the pictures."""
         return GEOMETRIES[self.seq_len]
+
+    @property
+    def _distractors(self) -> int:
+        """How many are tried."""
+        return self.geometry.distractors if self.distractors is None else self.distractors
 
     @property
     def vocab_size(self) -> int:
@@ -138,8 +145,7 @@ class Pathfinder(ClassificationTask):
         """
         canvas = self._two_paths(random)
         tips = np.array([[path[0][0], path[-1][1]] for path in canvas.paths])
-        count = self.geometry.distractors if self.distractors is None else self.distractors
-        for _ in range(count):
+        for _ in range(self._distractors):
             for _ in range(DISTRACTOR_TRIES):
                 if canvas.distractor(random, self.distractor_length):
                     break
@@ -171,7 +177,7 @@ class Pathfinder(ClassificationTask):
         g = self.geometry
         margin = int(random.choice(g.margins))
         for _ in range(RESTARTS):
-            canvas = _Canvas(g, margin)
+            canvas = _Canvas(g, margin, 2 * self.contour_length + self._distractors * self.distractor_length)
             first = complex(*random.uniform(g.seed_distance, g.size - 1 - g.seed_distance, 2))
             tails = np.array([first, first + g.seed_distance * _direction(random.random())])
             seeds = canvas.paddle_from(tails, _direction(random.random(2)))
@@ -186,14 +192,19 @@ class Pathfinder(ClassificationTask):
 class _Canvas:
     """The paths drawn so far, and where there is room for another paddle."""
 
-    def __init__(self, geometry: Geometry, margin: int) -> None:
+    def __init__(self, geometry: Geometry, margin: int, room: int) -> None:
         self.geometry = geometry
         self.margin = margin
         self.paths: list[list[np.ndarray]] = []
         self._clearance = 2 * margin + geometry.thickness  # above half a paddle, so `_gaps` sees crossings
-        self._weights = np.maximum(np.cos(np.minimum(geometry.continuity * abs(TURNS), math.pi / 2)), 0) ** 2
-        self._turns = np.exp(1j * TURNS[self._weights > 1e-9])
-        self._weights = self._weights[self._weights > 1e-9]
+        weights = np.maximum(np.cos(np.minimum(geometry.continuity * abs(TURNS), math.pi / 2)), 0) ** 2
+        self._turns = np.exp(1j * TURNS[weights > 1e-9])
+        self._weights = weights[weights > 1e-9]
+        self._directions = np.ones((len(self._turns), 3))  # x, y and 1 of the directions in `extend`
+        self._count = 0  # of paddles, which below have `room` places in the order of drawing
+        self._heads, self._middles = np.empty((2, room), complex)
+        self._owners = np.empty(room, int)
+        self._terms = np.empty((7, 8, room))  # see `_terms`
 
     @property
     def paddles(self) -> np.ndarray:
@@ -202,45 +213,87 @@ class _Canvas:
 
     def paddle_from(self, tails: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """Paddles [C,2] that begin at `tails` [C]."""
-        return np.stack([tails, tails + self.geometry.paddle * directions], axis=1)
+        paddles = np.empty((len(tails), 2), complex)
+        paddles[:, 0] = tails
+        paddles[:, 1] = tails + self.geometry.paddle * directions
+        return paddles
 
-    def free(self, candidates: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Which candidates [C,2] lie inside and clear of all others [P,2]: bool [C]."""
+    def inside(self, candidates: np.ndarray) -> np.ndarray:
+        """Which candidates [C,2] lie inside: bool [C]."""
         middle = (self.geometry.size - 1) / 2
-        free = abs(candidates.view(np.float64) - middle).max(axis=1) <= middle - PADDING
-        free[free] = (_gaps(candidates[free], others) >= self._clearance).all(axis=1)
-        return free
+        return abs(candidates.view(np.float64) - middle).max(axis=1) <= middle - PADDING
+
+    def clear(self, features: np.ndarray, terms: np.ndarray) -> np.ndarray:
+        """Which candidates keep clear of the paddles that `terms` belong to; see `_terms`: bool [C]."""
+        return _gaps(features, terms) >= (self._clearance / self.geometry.paddle) ** 2
 
     def begin(self, *seeds: np.ndarray) -> bool:
         """Begin a path with the first of these paddles that there is room for, if there is one."""
-        free = np.flatnonzero(self.free(np.array(seeds), self.paddles))
-        self.paths += [[seeds[i]] for i in free[:1]]
-        return len(free) > 0
+        candidates = np.array(seeds)
+        free = self.inside(candidates)
+        if self._count:
+            ends = candidates / self.geometry.paddle
+            a, u = ends[:, 0], ends[:, 1] - ends[:, 0]
+            features = np.stack([a.real, a.imag, u.real, u.imag, (a * u.conj()).real, abs(a) ** 2, np.ones(len(a))], 1)
+            free &= self.clear(features, self._terms[:, :, : self._count])
+        places = np.flatnonzero(free)
+        if len(places):
+            self.paths.append([])
+            self._draw(len(self.paths) - 1, seeds[places[0]])
+        return len(places) > 0
 
-    def extend(self, random: np.random.Generator, path: list[np.ndarray]) -> bool:
-        """Draw the next paddle of a path, if there is room for it."""
-        tail, head = path[-1]
-        ahead = (head - tail) / self.geometry.paddle
+    def extend(self, random: np.random.Generator, number: int) -> bool:
+        """Draw the next paddle of a path, if there is room for it.
+
+        Whatever the turn, it goes from `margin` to ``margin + paddle`` pixels away from the pivot, and not backwards.
+        """
+        g, margin = self.geometry, self.margin
+        tail, head = self.paths[number][-1]
+        ahead = (head - tail) / g.paddle
         directions = ahead * self._turns
-        candidates = self.paddle_from(head + self.margin * (ahead + directions), directions)
-        others = self.paddles
-        others = others[others[:, 1] != head]
-        near = abs(others - head).min(axis=1) < self._clearance + 2 * (self.geometry.paddle + self.margin)
-        reached = (self._weights * self.free(candidates, others[near])).cumsum()
+        pivot = head + margin * ahead
+        weights, reach = self._weights, margin + g.paddle
+        if (
+            max(abs(pivot.real - (g.size - 1) / 2), abs(pivot.imag - (g.size - 1) / 2)) + reach
+            > (g.size - 1) / 2 - PADDING
+        ):
+            weights = weights * self.inside(self.paddle_from(head + margin * (ahead + directions), directions))
+        away = (self._middles[: self._count] - pivot) * ahead.conjugate()
+        least = self._clearance + g.paddle / 2 + SLACK
+        near = (abs(away) < reach + least) & (away.real > -least) & (self._heads[: self._count] != head)
+        others = near.nonzero()[0]
+        if len(others):
+            self._directions[:, :2] = directions.view(np.float64).reshape(-1, 2)
+            features = _features(pivot / g.paddle, margin / g.paddle)
+            terms = (features @ self._terms.take(others, axis=2).reshape(7, -1)).reshape(3, 8, -1)
+            weights = weights * self.clear(self._directions, terms)
+        reached = weights.cumsum()
         if not reached[-1]:
             return False
-        path.append(candidates[np.searchsorted(reached, random.random() * reached[-1], side="right")])
+        direction = directions[reached.searchsorted(random.random() * reached[-1], side="right")]
+        start = head + margin * (ahead + direction)
+        self._draw(number, np.array([start, start + g.paddle * direction]))
         return True
+
+    def cut(self, number: int, length: int) -> None:
+        """Take back what a path has beyond its first `length` paddles."""
+        del self.paths[number][length:]
+        kept = np.flatnonzero(self._owners[: self._count] != number)
+        own = np.flatnonzero(self._owners[: self._count] == number)[:length]
+        kept = np.sort(np.concatenate([kept, own]))
+        self._count = len(kept)
+        for held in (self._heads, self._middles, self._owners, self._terms):
+            held[..., : self._count] = held[..., kept]
 
     def grow_both(self, random: np.random.Generator, length: int) -> bool:
         """Make paths of `length` paddles from two first paddles, if `STEPS_BACK` steps back are enough for that."""
         for _ in range(STEPS_BACK):
-            while len(path := min(self.paths, key=len)) < length:
-                if not self.extend(random, path):
+            while len(self.paths[number := self._shortest()]) < length:
+                if not self.extend(random, number):
                     break
             else:
                 return True
-            del path[random.integers(1, max(2, len(path))) :]
+            self.cut(number, random.integers(1, max(2, len(self.paths[number]))))
         return False
 
     def distractor(self, random: np.random.Generator, length: int) -> bool:
@@ -248,10 +301,21 @@ class _Canvas:
         places = random.uniform(PADDING, self.geometry.size - 1 - PADDING, (2, SEEDS))
         if not self.begin(*self.paddle_from(places[0] + 1j * places[1], _direction(random.random(SEEDS)))):
             return False
-        if all(self.extend(random, self.paths[-1]) for _ in range(length - 1)):
+        number = len(self.paths) - 1
+        if all(self.extend(random, number) for _ in range(length - 1)):
             return True
+        self.cut(number, 0)
         self.paths.pop()
         return False
+
+    def _shortest(self) -> int:
+        return min(range(len(self.paths)), key=lambda number: len(self.paths[number]))
+
+    def _draw(self, number: int, paddle: np.ndarray) -> None:
+        self.paths[number].append(paddle)
+        at, self._count = self._count, self._count + 1
+        self._heads[at], self._middles[at], self._owners[at] = paddle[1], (paddle[0] + paddle[1]) / 2, number
+        self._terms[:, :, at] = _terms(paddle / self.geometry.paddle)
 
 
 def _direction(turn):
@@ -266,12 +330,53 @@ def _distances(points: np.ndarray, segments: np.ndarray) -> np.ndarray:
     return abs(relative - np.clip(relative.real, 0, 1)) * abs(along)
 
 
-def _gaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Distances [C,M] of segments [C,2] from others [M,2], by their ends: where two cross, at most half a length."""
-    every = np.broadcast_to(a.reshape(1, -1), (len(b), 2 * len(a)))
-    other = np.broadcast_to(b.reshape(1, -1), (len(a), 2 * len(b)))
-    from_a = _distances(every, b).reshape(len(b), len(a), 2).min(axis=2).T
-    return np.minimum(from_a, _distances(other, a).reshape(len(a), len(b), 2).min(axis=2))
+def _terms(paddle: np.ndarray) -> list[tuple[float, ...]]:
+    """What `_gaps` multiplies the features of a candidate with, for a segment ``b, b + v`` of length 1: [7,8].
+
+    With ``r = a - b`` for the candidate ``a, a + u``: the place on the line of the other segment (0 to 1 within it) of
+    ``a`` and ``a + u`` on this one, of ``b`` and ``b + v`` on the candidate, and their squared distances from ``b``,
+    ``b``, ``a`` and ``a``. All are sums of products of the seven features ``a, u, a.u, a.a, 1`` and these numbers.
+    """
+    b, v = paddle[0], paddle[1] - paddle[0]
+    x, y, p, q = b.real, b.imag, v.real, v.imag
+    bv, bb = x * p + y * q, x * x + y * y
+    return [
+        (p, p, 0, 0, -2 * x, -2 * x, -2 * x, -2 * x - 2 * p),
+        (q, q, 0, 0, -2 * y, -2 * y, -2 * y, -2 * y - 2 * q),
+        (0, p, x, x + p, 0, -2 * x, 0, 0),
+        (0, q, y, y + q, 0, -2 * y, 0, 0),
+        (0, 0, -1, -1, 0, 2, 0, 0),
+        (0, 0, 0, 0, 1, 1, 1, 1),
+        (-bv, -bv, 0, 0, bb, bb + 1, bb, bb + 2 * bv + 1),
+    ]
+
+
+def _features(pivot: complex, margin: float) -> np.ndarray:
+    """What x, y and 1 of a candidate's direction from a pivot add to each of its features in `_terms`: [3,7].
+
+    It begins `margin` away from the pivot.
+    """
+    x, y = pivot.real, pivot.imag
+    return np.array(
+        [
+            (margin, 0, 1, 0, x, 2 * margin * x, 0),
+            (0, margin, 0, 1, y, 2 * margin * y, 0),
+            (x, y, 0, 0, margin, margin * margin + x * x + y * y, 1),
+        ]
+    )
+
+
+def _gaps(features: np.ndarray, terms: np.ndarray) -> np.ndarray:
+    """Squared distance [C] of every candidate from the nearest segment, by the four ends of any two of length 1.
+
+    Where two segments cross, the least of the four is at most a quarter. ``features [C,F] @ terms [F,8,M]`` does most
+    of it: the time goes into the number of calls.
+    """
+    product = features @ terms.reshape(len(terms), -1)
+    half = product.shape[1] // 2
+    place, squared = product[:, :half], product[:, half:]
+    nearest = np.minimum(np.maximum(place, 0), 1)
+    return (squared + nearest * (nearest - 2 * place)).min(axis=1)
 
 
 def _stamp(image: np.ndarray, centres: np.ndarray, reach: float, values) -> None:

@@ -46,6 +46,12 @@ def test_a_permutation_is_the_same_for_every_picture() -> None:
     assert plain.fingerprint() != permuted.fingerprint()
 
 
+@pytest.mark.parametrize("seed", [1.5, -1, True])
+def test_a_permutation_needs_a_seed(seed: float) -> None:
+    with pytest.raises(UserError, match=f"permutation: {seed}; use a whole number of at least 0"):
+        Digits(permutation=seed)  # type: ignore[arg-type]
+
+
 def test_digits_refuse_too_short_rows() -> None:
     with pytest.raises(UserError, match="seq_len: 60 tokens for 64 pixels; use at least 64"):
         Digits(seq_len=60)
