@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.base import discover
+from eval import fidelity
+from eval.base import batches, discover
 from eval.fidelity import Fidelity, layer_fidelity, layers, token_fidelity
 from seqmodels.data.mqar import MQAR
 from seqmodels.mixers import HGRNConfig, LinearAttentionConfig
@@ -40,6 +41,30 @@ def test_layers_that_add_noise():
     assert abs(layer_fidelity(hidden[0], rng.standard_normal((8, 200, 3)))) < 0.05
 
 
+def test_padding_counts_nowhere_and_documents_stand_apart():
+    """Garbage at padding changes nothing; distances are those without it, and none reaches into another document."""
+    rng = np.random.default_rng(3)
+    x, h = rng.standard_normal((6, 20, 3)), rng.standard_normal((6, 20, 5))
+    h[:, 2:, :3] += x[:, :-2]
+    ids = np.repeat([[1] * 8 + [2] * 12], 6, axis=0)
+    expected = token_fidelity(x, h, [0, 2, 9], segment_ids=ids), layer_fidelity(x, h)
+    wide = np.insert(np.arange(20), [5, 8, 20], [-1, -1, -1])  # one padding token within, between and behind
+    garbage = 1e3 * rng.standard_normal((7, 23, 5))
+    put = lambda a: np.where((wide >= 0)[:, None], a[:, wide], garbage[:6, :, : a.shape[2]])  # noqa: E731
+    rows = lambda a: np.concatenate([put(a), garbage[6:, :, : a.shape[2]]])  # noqa: E731  (and a row of padding)
+    padded = np.concatenate([np.where(wide >= 0, ids[:, wide], 0), np.zeros((1, 23), int)])
+    found = token_fidelity(rows(x), rows(h), [0, 2, 9], segment_ids=padded)
+    assert found == pytest.approx(expected[0], abs=1e-12)
+    assert layer_fidelity(rows(x), rows(h), segment_ids=padded) == pytest.approx(expected[1], abs=1e-12)
+    with pytest.raises(ValueError, match="lag=12 does not fit sequences of 12 tokens; give 0 to 11"):
+        token_fidelity(rows(x), rows(h), [12], segment_ids=padded)
+    mixed = np.repeat([[1] * 5 + [2] * 15], 6, axis=0)
+    jump = h.copy()
+    jump[:, 5:7] = rng.standard_normal((6, 2, 5))  # what was two tokens before them is another document
+    assert token_fidelity(x, jump, [2], segment_ids=mixed) == token_fidelity(x, h, [2], segment_ids=mixed)
+    assert token_fidelity(x, jump, [2]) != token_fidelity(x, h, [2])
+
+
 @pytest.fixture(scope="module")
 def trained():
     """Two kinds of layers in a scanned period and a remainder."""
@@ -66,6 +91,20 @@ def test_the_task(trained):
     assert set(results) == {"fidelity/token@0", "fidelity/token@2", "fidelity/layer@1", "fidelity/layer@2"}
     assert 0.5 < results["fidelity/token@0"] <= 1 + 1e-6
     assert results["fidelity/layer@1"] <= 1 and discover()["fidelity"] is Fidelity
+
+
+def test_the_task_leaves_padding_out(trained, monkeypatch):
+    model, params, _ = trained
+    data, task = MQAR(vocab_size=64, seq_len=16, num_pairs=(2,)), Fidelity(lags=(0, 3, 17), batch_size=8, limit=1)
+    plain = task.run(model, params, data)
+
+    def padded(*arguments):
+        for batch in batches(*arguments):
+            wide = {name: np.pad(batch[name], ((0, 0), (2, 3))) for name in ("tokens", "segment_ids")}
+            yield wide | {"tokens": np.where(wide["segment_ids"] == 0, 9, wide["tokens"])}
+
+    monkeypatch.setattr(fidelity, "batches", padded)
+    assert task.run(model, params, data) == pytest.approx(plain, abs=1e-4)
 
 
 @pytest.mark.parametrize(
