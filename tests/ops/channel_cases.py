@@ -161,3 +161,88 @@ class Size:
         yield self.forward, args, compile_for(chip, self.forward, args), 1.3
         given = args | cotangents
         yield self.backward, given, compile_for(chip, self.backward, given), 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A small call of `short_conv`; arguments are x, weight, if `bias` a bias, and state."""
+
+    T: int = 39
+    D: int = 5
+    W: int = 4
+    bias: bool = True
+    activation: str | None = "silu"
+    rows: tuple | None = None
+    segments: int | None = None
+    resets: bool = False
+    dtype: str = "float32"
+
+    @property
+    def names(self):
+        return ["y", "final_state", "dx", "dweight", *(["dbias"] if self.bias else []), "dinitial_state"]
+
+    def make(self):
+        rng = np.random.default_rng(0)
+        normal = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
+        cast = lambda x: x.astype(self.dtype)  # noqa: E731
+        state = normal(2, *(() if self.segments is None else (self.segments,)), self.W - 1, self.D)
+        args = (cast(normal(2, self.T, self.D)), normal(self.W, self.D), *((normal(self.D),) if self.bias else ()))
+        options: dict[str, Any] = {"num_segments": self.segments}
+        options["segment_ids"] = None if self.rows is None else runs_of_ids(self.rows)
+        options["resets"] = rng.random((2, self.T)) < 0.3 if self.resets else None
+        return (*args, state), (cast(normal(2, self.T, self.D)), np.cos(state)), options
+
+    def run(self, impl, chunk_size=None, **options):
+        """The op has no `chunk_size`; tests set the kernel's own."""
+        del chunk_size
+
+        def op(x, weight, *rest):
+            bias, state = rest if self.bias else (None, *rest)
+            return ops.short_conv(x, weight, bias, activation=self.activation, state=state, impl=impl, **options)
+
+        return with_gradients(op)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvSize:
+    """A call of `short_conv` to compile."""
+
+    B: int
+    T: int
+    D: int
+    W: int = 4
+    bias: bool = True
+    dtype: str = "bfloat16"
+    segments: int | None = None
+    documents: bool = False
+    impl: str = "pallas_tpu"
+
+    def shapes(self):
+        """Shapes of the inputs, and of the cotangents."""
+        of = lambda *shape, dtype="float32": jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
+        x = of(self.B, self.T, self.D, dtype=self.dtype)
+        lead = (self.B,) if self.segments is None else (self.B, self.segments)
+        args = {"x": x, "weight": of(self.W, self.D), "state": of(*lead, self.W - 1, self.D)}
+        args |= {"bias": of(self.D)} if self.bias else {}
+        if self.segments or self.documents:
+            args["ids"] = of(self.B, self.T, dtype="int32")
+        if self.segments:
+            args["resets"] = of(self.B, self.T, dtype="bool")
+        return args, {"dy": x, "d_state": args["state"]}
+
+    def forward(self, x, weight, state, bias=None, ids=None, resets=None):
+        options = {"state": state, "segment_ids": ids, "num_segments": self.segments, "resets": resets}
+        return ops.short_conv(x, weight, bias, activation="silu", impl=self.impl, **options)
+
+    def backward(self, dy, d_state, ids=None, resets=None, **args):
+        return jax.vjp(lambda args: self.forward(**args, ids=ids, resets=resets), args)[1]((dy, d_state))
+
+    def states(self):
+        """Bytes of the states before every chunk."""
+        return self.B * -(-self.T // 128) * self.D * (self.W - 1) * 4
+
+    def compile(self, chip):
+        """Forward and backward: ``(function, its shapes, compiled, bound on HBM bytes over the ideal)``."""
+        args, cotangents = self.shapes()
+        for f, given, ratio in ((self.forward, args, 1.3), (self.backward, args | cotangents, 2.0)):
+            yield f, given, compile_for(chip, f, given), ratio

@@ -11,7 +11,7 @@ from jax import lax
 from seqmodels.axes import Array
 from seqmodels.ops.linear_scan import chunked
 from seqmodels.ops.pallas.channel_layout import TILE
-from seqmodels.ops.pallas.channels import Gradients, Tile, stack
+from seqmodels.ops.pallas.channels import Gradients, Membership, Tile, stack
 
 
 def _factor(tile: Tile, a: Array) -> Array:
@@ -31,10 +31,10 @@ class RealCell:
     outs = 1
     like = 1
 
-    def chunked(self, inputs: Any, segment_ids: Array | None, num_segments: int | None) -> tuple[tuple[Array], Array]:
+    def chunked(self, inputs: Any, membership: Membership, num_segments: int | None) -> tuple[tuple[Array], Array]:
         """The same in XLA; second derivatives are taken from it."""
         a, b = inputs.columns
-        h, state = chunked.run(a, b, inputs.state[..., 0], segment_ids, num_segments=num_segments, chunk_size=None)
+        h, state = chunked.run(a, b, inputs.state[..., 0], membership.ids, num_segments=num_segments, chunk_size=None)
         return (h.astype(b.dtype),), state[..., None]
 
     def forward(self, tile: Tile, state: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -70,12 +70,10 @@ class ComplexCell:
     outs = 2
     like = 2
 
-    def chunked(
-        self, inputs: Any, segment_ids: Array | None, num_segments: int | None
-    ) -> tuple[tuple[Array, ...], Array]:
+    def chunked(self, inputs: Any, membership: Membership, num_segments: int | None) -> tuple[tuple[Array, ...], Array]:
         a, b = lax.complex(*inputs.columns[:2]), lax.complex(*inputs.columns[2:])
         state = lax.complex(inputs.state[..., 0], inputs.state[..., 1])
-        h, state = chunked.run(a, b, state, segment_ids, num_segments=num_segments, chunk_size=None)
+        h, state = chunked.run(a, b, state, membership.ids, num_segments=num_segments, chunk_size=None)
         return (h.real, h.imag), jnp.stack([state.real, state.imag], axis=-1)
 
     def _steps(self, tile: Tile, state: Array) -> tuple[Array, Array, list[tuple[Array, Array]]]:

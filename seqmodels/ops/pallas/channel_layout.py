@@ -85,10 +85,14 @@ class Layout:
         """The inverse of `pack_state`."""
         return jnp.swapaxes(packed, -1, -2).reshape(self.B, self.S, self.D, self.R)
 
-    def marks(self, segment_ids: Array | None) -> Array:
-        """``[B,chunks,1,C]`` float32: 0 padding (after the end too), 1 a token, 3 the first one of a later document."""
+    def marks(self, segment_ids: Array | None, resets: Array | None = None) -> Array:
+        """``[B,chunks,1,C]`` float32: 0 padding (after the end too), 1 a token, 3 one that starts anew.
+
+        That is the first one of a later document or, where `resets` are given, one of them.
+        """
         ids = jnp.ones((self.B, self.T), jnp.int32) if segment_ids is None else segment_ids
-        marks = (ids != 0) + 2.0 * segments.starts(ids)
+        starts = segments.starts(ids) if resets is None else resets & (ids != 0)
+        marks = (ids != 0) + 2.0 * starts
         tail = self.chunks * self.C - self.T
         return jnp.pad(marks, ((0, 0), (0, tail))).reshape(self.B, self.chunks, 1, self.C).astype(jnp.float32)
 

@@ -14,7 +14,7 @@ from seqmodels.ops import dispatch, segments
 from seqmodels.ops.dispatch import Interpretation
 from seqmodels.ops.pallas import channels
 from seqmodels.ops.pallas.channel_layout import CHUNK, TILE, Layout, channel_blocks
-from seqmodels.ops.pallas.channels import Operands
+from seqmodels.ops.pallas.channels import Membership, Operands
 from seqmodels.ops.pallas.gradient import differentiable
 from seqmodels.ops.pallas.layout import LANES
 from seqmodels.ops.pallas.marks import chunk_length, chunk_routes
@@ -67,11 +67,16 @@ def refusal(columns: Mapping[str, Any], state: Any, groups: int, chunk_size: int
 
 
 def run(
-    cell: Any, inputs: Inputs, segment_ids: Array | None, num_segments: int | None, chunk_size: int | None
+    cell: Any,
+    inputs: Inputs,
+    segment_ids: Array | None,
+    num_segments: int | None,
+    chunk_size: int | None,
+    resets: Array | None = None,
 ) -> tuple[tuple[Array, ...], Array]:
     """Outputs ``[B,T,D]`` and the state of the recurrence that `cell` defines."""
-    inputs, segment_ids = same_axes((inputs, segment_ids))
-    return _kernel(Call(cell, num_segments, chunk_size, dispatch.interpretation()), inputs, segment_ids)
+    inputs, membership = same_axes((inputs, Membership(segment_ids, resets)))
+    return _kernel(Call(cell, num_segments, chunk_size, dispatch.interpretation()), inputs, membership)
 
 
 def _layout(
@@ -103,7 +108,8 @@ class _Packed(NamedTuple):
         return state[:, 0] if self.regrouped is None else state
 
 
-def _pack(call: Call, inputs: Inputs, state: Array, ids: Array | None) -> _Packed:
+def _pack(call: Call, inputs: Inputs, state: Array, membership: Membership) -> _Packed:
+    ids, resets = membership
     columns, shared, vectors, _ = inputs
     groups = shared[0].shape[2] if shared else 1
     size = functools.partial(_layout, groups=groups, R=state.shape[-1], independent=not shared)
@@ -114,6 +120,7 @@ def _pack(call: Call, inputs: Inputs, state: Array, ids: Array | None) -> _Packe
         regrouped = segments.regroup(ids, call.num_segments, C)
         route, ids = chunk_routes(regrouped, call.num_segments), regrouped.ids
         columns, shared = (tuple(map(regrouped.gather, group)) for group in (columns, shared))
+        resets = None if resets is None else regrouped.gather(resets)
         layout = size(columns[0], chunk_size=C, slots=call.num_segments, masked=True)
     else:
         layout = size(columns[0], chunk_size=call.chunk_size, slots=1, masked=ids is not None)
@@ -122,20 +129,20 @@ def _pack(call: Call, inputs: Inputs, state: Array, ids: Array | None) -> _Packe
         columns,
         tuple(map(layout.pack_shared, shared)),
         tuple(row.astype(jnp.float32) for row in vectors),
-        layout.marks(ids) if layout.masked else None,
+        layout.marks(ids, resets) if layout.masked else None,
         route,
         layout.pack_state(state),
     )
     return _Packed(layout, same_axes(operands), regrouped)
 
 
-def _forward(call: Call, inputs: Inputs, ids: Array | None, save: bool):
+def _forward(call: Call, inputs: Inputs, ids: Membership, save: bool):
     packed = _pack(call, inputs, inputs.state, ids)
     outs, after, states = channels.forward(packed.layout, call.cell, packed.operands, save, call.interpret)
     return (tuple(map(packed.scatter, outs)), packed.unpack_state(after)), states
 
 
-def _backward(call: Call, inputs: Inputs, ids: Array | None, states: Array, cotangents: Any) -> Inputs:
+def _backward(call: Call, inputs: Inputs, ids: Membership, states: Array, cotangents: Any) -> Inputs:
     d_outs, d_after = cotangents
     packed = _pack(call, inputs, d_after, ids)
     columns, shared, vectors, d_state = channels.backward(
@@ -150,7 +157,7 @@ def _backward(call: Call, inputs: Inputs, ids: Array | None, states: Array, cota
     )
 
 
-def _chunked(call: Call, inputs: Inputs, ids: Array | None):
+def _chunked(call: Call, inputs: Inputs, ids: Membership):
     return call.cell.chunked(inputs, ids, call.num_segments)
 
 

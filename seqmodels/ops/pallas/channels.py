@@ -1,4 +1,4 @@
-"""The walk over chunks on a TPU for recurrences whose channels do not mix: `linear_scan` and `selective_scan`.
+"""The walk over chunks on a TPU where channels do not mix: `linear_scan`, `selective_scan`, `short_conv`.
 
 The grid visits the chunks of a sequence in order (backwards in the backward pass) with the state of its channels in
 VMEM scratch; inside a chunk, tokens are taken a tile of 16 at a time, channels lie along lanes. What happens on a tile
@@ -31,6 +31,13 @@ from seqmodels.ops.pallas import grid
 from seqmodels.ops.pallas.algebra import where
 from seqmodels.ops.pallas.channel_layout import TILE, Layout
 from seqmodels.ops.pallas.run import like
+
+
+class Membership(NamedTuple):
+    """Which sequence a token belongs to, as the op has it."""
+
+    ids: Array | None  # [B,T] int32
+    resets: Array | None = None  # [B,T] bool, with segments: the token's segment starts anew
 
 
 class Operands(NamedTuple):

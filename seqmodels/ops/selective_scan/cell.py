@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from seqmodels.axes import Array
 from seqmodels.ops.pallas.algebra import where
 from seqmodels.ops.pallas.channel_layout import TILE
-from seqmodels.ops.pallas.channels import Gradients, Tile, stack
+from seqmodels.ops.pallas.channels import Gradients, Membership, Tile, stack
 from seqmodels.ops.selective_scan import chunked
 
 
@@ -52,14 +52,14 @@ class SelectiveCell:
     def vectors(self) -> int:
         return 1 + self.has_D + self.has_bias
 
-    def chunked(self, inputs: Any, segment_ids: Array | None, num_segments: int | None) -> tuple[tuple[Array], Array]:
+    def chunked(self, inputs: Any, membership: Membership, num_segments: int | None) -> tuple[tuple[Array], Array]:
         """The same in XLA; second derivatives are taken from it."""
         (x, dt, *z), (A, *vectors) = inputs.columns, inputs.vectors
         D, bias = self._optional([row[0] for row in vectors])
         options = {"softplus": self.softplus, "num_segments": num_segments, "chunk_size": None}
         B, C = inputs.shared
         z = z[0] if z else None
-        y, state = chunked.run(x, dt, A.T, B, C, D, z, bias, inputs.state, segment_ids, **options)
+        y, state = chunked.run(x, dt, A.T, B, C, D, z, bias, inputs.state, membership.ids, **options)
         return (y,), state
 
     def _optional(self, vectors: list[Array]) -> tuple[Array | None, Array | None]:

@@ -8,9 +8,16 @@ from jaxtyping import Bool, Float, Int
 from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.ops import checks
 from seqmodels.ops.dispatch import Implementation, dispatch
-from seqmodels.ops.short_conv import chunked, reference
+from seqmodels.ops.partition import Dims
+from seqmodels.ops.short_conv import chunked, pallas_tpu, reference
 
-IMPLEMENTATIONS = {"chunked": Implementation(chunked.run), "reference": Implementation(reference.run)}
+IMPLEMENTATIONS = {
+    "pallas_tpu": Implementation(pallas_tpu.run, pallas_tpu.supports),
+    "chunked": Implementation(chunked.run),
+    "reference": Implementation(reference.run),
+}
+
+FEW = 16  # tokens: below, a kernel moves more bytes than XLA's form (``docs/kernels.md``)
 
 
 def short_conv(
@@ -54,20 +61,28 @@ def short_conv(
     batch, _, channels = x.shape
     lead = (batch,) if num_segments is None else (batch, num_segments)
     state = jnp.zeros((*lead, weight.shape[0] - 1, channels), dtype) if state is None else state.astype(dtype)
-    y, after = dispatch(
+    if impl == "auto" and x.shape[1] < FEW:
+        impl = "chunked"
+    return dispatch(
         "short_conv",
         impl,
         IMPLEMENTATIONS,
-        x.astype(dtype),
-        weight.astype(dtype),
-        None if bias is None else bias.astype(dtype),
+        x,
+        weight,
+        bias,
         state,
         checks.canonical_ids(segment_ids, num_segments),
         resets,
+        dims=_dims(num_segments),
         activation=activation,
         num_segments=num_segments,
     )
-    return y.astype(x.dtype), after
+
+
+def _dims(num_segments: int | None) -> Dims:
+    """Axes of the implementations' arrays: channels are split over a mesh as heads are."""
+    state = checks.state_axes("B W H", num_segments, {})
+    return Dims(("B T H", "W H", "H", state, "B T", "B T"), ("B T H", state))
 
 
 def _check(

@@ -27,19 +27,20 @@ def run(
     activation: str | None,
     num_segments: int | None,
 ) -> tuple[Array, Array]:
-    """``x [B,T,D]``, ``weight [W,D]``, state ``[B,W-1,D]``, all in one dtype -> ``(y [B,T,D], state)``."""
-    length = x.shape[1]
+    """``x [B,T,D]``, ``weight [W,D]``, state ``[B,W-1,D]`` -> ``(y [B,T,D], state)``; works in the state's dtype."""
+    length, dtype = x.shape[1], x.dtype
     if length == 0:
         return x, state
+    x, weight = x.astype(state.dtype), weight.astype(state.dtype)
     if segment_ids is None:
         line = jnp.concatenate([state, x], axis=1)
-        return _finish(_convolve(line, weight), bias, activation), line[:, length:]
+        return _finish(_convolve(line, weight), bias, activation).astype(dtype), line[:, length:]
     if num_segments is None:
         y, state = _documents(x, weight, state, segment_ids)
     else:
         y, state = _in_line(x, weight, state, segment_ids, resets)
     y = _finish(y, bias, activation)
-    return jnp.where(segment_ids[..., None] != 0, y, 0), state
+    return jnp.where(segment_ids[..., None] != 0, y, 0).astype(dtype), state
 
 
 @jax.custom_vjp
@@ -94,7 +95,7 @@ def _convolve(line: Array, weight: Array, document: Array | None = None) -> Arra
 
 def _finish(y: Array, bias: Array | None, activation: str | None) -> Array:
     if bias is not None:
-        y = y + bias[None, None]
+        y = y + bias[None, None].astype(y.dtype)
     return jax.nn.silu(y) if activation == "silu" else y
 
 
