@@ -1,6 +1,7 @@
 """Mathematics on arrays: the recurrences and attention cores. No Flax in here."""
 
 from seqmodels.ops.attention import attention as attention
+from seqmodels.ops.decode_step import decode_step as decode_step
 from seqmodels.ops.delta_rule import delta_rule as delta_rule
 from seqmodels.ops.dispatch import interpret_kernels as interpret_kernels
 from seqmodels.ops.linear_attention import NormalizedState as NormalizedState

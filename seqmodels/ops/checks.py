@@ -48,15 +48,15 @@ def floating(**arrays: Any) -> None:
             raise ValueError(f"{name} has dtype {jnp.result_type(array)}, expected floating point; cast with .astype")
 
 
-def segment_ids(ids: Any, num_segments: int | None, sizes: dict[str, int]) -> None:
-    """``segment_ids [B,T]`` are integers, and `num_segments` comes with them and is a positive int."""
+def segment_ids(ids: Any, num_segments: int | None, sizes: dict[str, int], axes: str = "B T") -> None:
+    """``segment_ids`` are integers with these `axes`; `num_segments` comes with them and is a positive int."""
     if ids is not None:
-        match("segment_ids", ids, "B T", sizes)
+        match("segment_ids", ids, axes, sizes)
         if not jnp.issubdtype(jnp.result_type(ids), jnp.integer):
             raise ValueError(f"segment_ids has dtype {jnp.result_type(ids)}, expected int32; cast with .astype")
     if num_segments is not None:
         if ids is None:
-            raise ValueError(f"num_segments={num_segments} without segment_ids, expected both; pass segment_ids [B,T]")
+            raise ValueError(f"num_segments={num_segments} without segment_ids, expected both; pass segment_ids")
         positive("num_segments", num_segments)
 
 

@@ -25,11 +25,11 @@ def devices(chip):
     return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices
 
 
-def compile_for(chip, f, args):
-    """`f` compiled for one device of `chip`; `args` is a dict of ``ShapeDtypeStruct``."""
+def compile_for(chip, f, args, donate=()):
+    """`f` compiled for one device of `chip`; `args` is a dict of ``ShapeDtypeStruct``, `donate` names some of them."""
     sharding = jax.sharding.SingleDeviceSharding(devices(chip)[0])
     args = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in args.items()}
-    return jax.jit(f).lower(**args).compile()
+    return jax.jit(f, donate_argnames=donate).lower(**args).compile()
 
 
 def assert_memory(compiled, f, args, states, ratio):

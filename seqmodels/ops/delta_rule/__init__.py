@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 
 from seqmodels.axes import Array
 from seqmodels.ops import checks
+from seqmodels.ops.decode_step import only_token
 from seqmodels.ops.delta_rule import chunked, pallas_gpu, pallas_tpu, reference
 from seqmodels.ops.dispatch import Implementation, dispatch
 
@@ -50,7 +51,7 @@ def delta_rule(
         a zero state; `state` belongs to the first document and the returned one to the last.
       num_segments: S. Ids then lie in ``1..S`` (others are padding), in any order, and each id continues from its own
         state.
-      impl: ``"auto"``, ``"pallas_tpu"``, ``"pallas_gpu"``, ``"chunked"`` or ``"reference"``.
+      impl: ``"pallas_tpu"``, ``"pallas_gpu"``, ``"chunked"``, ``"reference"``, ``"auto"`` (one token: `decode_step`).
       chunk_size: tokens per chunk of the chunked forms; ``None`` chooses.
 
     Returns:
@@ -65,8 +66,10 @@ def delta_rule(
     state = checks.initial_state(state, q, k, v, num_segments)
     if v.size == 0:  # no tokens, rows or features
         return jnp.zeros_like(v), state
+    ids = checks.canonical_ids(segment_ids, num_segments)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     if q.shape[1] == 1 and impl == "auto":
-        impl = "reference"  # one step of decoding needs no K x K transition
+        return only_token(q, k, v, beta, log_decay, state, ids, scale=scale, num_segments=num_segments)
     return dispatch(
         "delta_rule",
         impl,
@@ -77,9 +80,9 @@ def delta_rule(
         beta,
         log_decay,
         state,
-        checks.canonical_ids(segment_ids, num_segments),
+        ids,
         dims=checks.matrix_recurrence_dims(log_decay, num_segments, "B T H"),
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        scale=scale,
         num_segments=num_segments,
         chunk_size=chunk_size,
     )

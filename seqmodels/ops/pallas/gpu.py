@@ -46,7 +46,7 @@ def _chunk_length(columns: tuple[Array, ...], chunk_size: int | None) -> int:
     return chunk_length(columns[0].shape[1], chunk_size or (64 if narrow else 32))
 
 
-def _block(size: int) -> int:
+def block_size(size: int) -> int:
     """The power of two, at least 16 (the smallest side of a matrix product), that holds `size` channels."""
     return max(16, 1 << (size - 1).bit_length())
 
@@ -70,7 +70,7 @@ class Sizes:
 
     @property
     def block_v(self) -> int:
-        return min(BLOCK, _block(self.V))
+        return min(BLOCK, block_size(self.V))
 
     @property
     def blocks_v(self) -> int:
@@ -91,7 +91,9 @@ class _Refs:
 
     def channels(self, kind: str, v: Any, axis: int) -> tuple[Array, Array | None]:
         """Channels of a head, or of block `v` of its values, along an axis of a matrix, and which of them exist."""
-        size, width = (self.sizes.V, self.sizes.block_v) if kind == "value" else (self.sizes.K, _block(self.sizes.K))
+        size, width = (
+            (self.sizes.V, self.sizes.block_v) if kind == "value" else (self.sizes.K, block_size(self.sizes.K))
+        )
         shape = (width, 1) if axis == 0 else (1, width)
         at = jax.lax.broadcasted_iota(jnp.int32, shape, axis) + (v * width if kind == "value" else 0)
         return at, at < size if size % width else None
@@ -115,13 +117,13 @@ class _Refs:
         mark = None if self.marks is None else self.marks[self.b, tokens]
         marks = chunk_marks(mark, self.sizes.C)
         columns = tuple(self.load(ref, kind, n, v, marks.real) for ref, kind in zip(self.columns, self.kinds))
-        rows = (_load(ref.at[self.b, tokens, self.h], exist).astype(jnp.float32) for ref in self.rows)
+        rows = (masked_load(ref.at[self.b, tokens, self.h], exist).astype(jnp.float32) for ref in self.rows)
         return _Chunk(marks, columns, tuple(where(None if mark is None else mark > 0, row) for row in rows))
 
     def load(self, ref: Any, kind: str, n: Any, v: Any, real: Array | None) -> Array:
         """Columns of a chunk in float32, padding and what lies outside set to 0."""
         head = self.h * self.sizes.Hk // self.sizes.H if kind == "key" else self.h
-        return where(real, _load(*self.tile(ref, kind, head, n, v)).astype(jnp.float32))
+        return where(real, masked_load(*self.tile(ref, kind, head, n, v)).astype(jnp.float32))
 
     def store(self, ref: Any, kind: str, n: Any, v: Any, value: Array, real: Array | None) -> None:
         """Write the columns of a value head of a chunk, padding set to 0."""
@@ -142,7 +144,7 @@ class _Refs:
         return ref.at[(self.b, *place, self.h, keys, values)], _both(shape, in_keys, in_values, when)
 
     def load_state(self, ref: Any, place: tuple[Any, ...], v: Any, when: Any = None) -> Array:
-        return _load(*self.state(ref, place, v, when))
+        return masked_load(*self.state(ref, place, v, when))
 
     def store_state(self, ref: Any, place: tuple[Any, ...], v: Any, value: Array, when: Any = None) -> None:
         at, exist = self.state(ref, place, v, when)
@@ -161,7 +163,7 @@ def _both(shape: tuple[int, int], *masks: Any) -> Array | None:
     return functools.reduce(jnp.logical_and, given) if given else None
 
 
-def _load(at: Any, mask: Array | None) -> Array:
+def masked_load(at: Any, mask: Array | None) -> Array:
     other = None if mask is None else jnp.zeros(mask.shape, at.dtype)
     return plgpu.load(at, mask=mask, other=other)
 
@@ -187,7 +189,7 @@ def _walk(r: _Refs, v: Any, start: Any, stop: Any, step: Callable[..., Array], b
     if r.words is None:
         r.store_state(stop, (), v, jax.lax.fori_loop(0, sizes.chunks, body, r.load_state(start, (), v)))
     else:
-        jax.lax.fori_loop(0, sizes.chunks, body, jnp.zeros((sizes.block_v, _block(sizes.K)), jnp.float32))
+        jax.lax.fori_loop(0, sizes.chunks, body, jnp.zeros((sizes.block_v, block_size(sizes.K)), jnp.float32))
 
 
 def _states_kernel(sizes: Sizes, cell: Any, *refs: Any) -> None:
