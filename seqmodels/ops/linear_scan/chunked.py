@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -10,6 +11,13 @@ import jax.numpy as jnp
 
 from seqmodels.axes import Array
 from seqmodels.ops import segments
+
+Solve = Callable[[Array, Array, Array, int | None], Array]
+
+
+def solve(a: Array, b: Array, state: Array, chunk_size: int | None) -> Array:
+    """``h_t = a_t h_{t-1} + b_t`` from ``h_{-1} = state``, all of one dtype: [B,T,...]."""
+    return cast(Array, _differentiable(a, b, state, chunk_size))
 
 
 def run(
@@ -20,17 +28,21 @@ def run(
     *,
     num_segments: int | None,
     chunk_size: int | None,
+    solve: Solve = solve,
 ) -> tuple[Array, Array]:
-    """``(h [B,T,...], state)`` of ``a, b [B,T,...]``; h in b's dtype, or the state's where `a` is complex."""
+    """``(h [B,T,...], state)`` of ``a, b [B,T,...]``; h in b's dtype, or the state's where `a` is complex.
+
+    `solve` is called once, for the recurrence of a row without documents and segments.
+    """
     dtype = state.dtype if jnp.iscomplexobj(a) else b.dtype
     a, b = a.astype(state.dtype), b.astype(state.dtype)
     if segment_ids is None:
         h = solve(a, b, state, chunk_size)
         after = h[:, -1]
     elif num_segments is None:
-        h, after = _documents(a, b, state, segment_ids, chunk_size)
+        h, after = _documents(a, b, state, segment_ids, chunk_size, solve)
     else:
-        h, after = _segments(a, b, state, segment_ids, num_segments, chunk_size)
+        h, after = _segments(a, b, state, segment_ids, num_segments, chunk_size, solve)
     return h.astype(dtype), after
 
 
@@ -39,7 +51,9 @@ def _per_token(flag: Array, like: Array) -> Array:
     return flag.reshape(*flag.shape, *[1] * (like.ndim - 2))
 
 
-def _documents(a: Array, b: Array, state: Array, segment_ids: Array, chunk_size: int | None) -> tuple[Array, Array]:
+def _documents(
+    a: Array, b: Array, state: Array, segment_ids: Array, chunk_size: int | None, solve: Solve
+) -> tuple[Array, Array]:
     real = _per_token(segment_ids != 0, b)
     start = _per_token(segments.starts(segment_ids), b)
     a = jnp.where(real, jnp.where(start, 0, a), 1)
@@ -48,7 +62,13 @@ def _documents(a: Array, b: Array, state: Array, segment_ids: Array, chunk_size:
 
 
 def _segments(
-    a: Array, b: Array, state: Array, segment_ids: Array, num_segments: int, chunk_size: int | None
+    a: Array,
+    b: Array,
+    state: Array,
+    segment_ids: Array,
+    num_segments: int,
+    chunk_size: int | None,
+    solve: Solve,
 ) -> tuple[Array, Array]:
     """Sort the tokens by segment; the first token of a segment takes in the segment's state and nothing else."""
     length = b.shape[1]
@@ -68,11 +88,6 @@ def _segments(
     places = order.source.shape[1]
     h = jnp.pad(h, ((0, 0), (0, places - length), *[(0, 0)] * (h.ndim - 2)))
     return order.scatter(h), jnp.where(_per_token(count, newest) > 0, newest, state)
-
-
-def solve(a: Array, b: Array, state: Array, chunk_size: int | None) -> Array:
-    """``h_t = a_t h_{t-1} + b_t`` from ``h_{-1} = state``, all of one dtype: [B,T,...]."""
-    return cast(Array, _differentiable(a, b, state, chunk_size))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -104,7 +119,7 @@ def _solve(a: Array, b: Array, state: Array, chunk_size: int | None, reverse: bo
         b,
         state,
         cpu=functools.partial(_stepwise, reverse=reverse),
-        default=functools.partial(_parallel, reverse=reverse),
+        default=functools.partial(parallel, reverse=reverse),
     )
 
 
@@ -129,21 +144,21 @@ def _combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Arr
     return left[0] * right[0], right[0] * left[1] + right[1]
 
 
-def _parallel(a: Array, b: Array, state: Array, *, reverse: bool) -> Array:
+def parallel(a: Array, b: Array, state: Array, *, reverse: bool) -> Array:
     """Logarithmic depth, O(T) work."""
     product, h = jax.lax.associative_scan(_combine, (a, b), axis=1, reverse=reverse)
     return h + product * state[:, None]
 
 
 def _blocks(a: Array, b: Array, state: Array, chunk_size: int, reverse: bool) -> Array:
-    """`_parallel` over blocks of `chunk_size` tokens, one after the other: bounds the temporaries."""
+    """`parallel` over blocks of `chunk_size` tokens, one after the other: bounds the temporaries."""
     batch, length, *trailing = b.shape
     spare = -length % chunk_size
     widths = ((0, 0), (spare, 0) if reverse else (0, spare), *[(0, 0)] * len(trailing))
     fold = lambda x: jnp.moveaxis(jnp.pad(x, widths).reshape(batch, -1, chunk_size, *trailing), 1, 0)  # noqa: E731
 
     def block(h, tokens):
-        out = _parallel(tokens[0], tokens[1], h, reverse=reverse)
+        out = parallel(tokens[0], tokens[1], h, reverse=reverse)
         return out[:, 0 if reverse else -1], out
 
     h = jax.lax.scan(block, state, (fold(a), fold(b)), reverse=reverse)[1]  # [N,B,C,...]
