@@ -13,7 +13,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from seqmodels.axes import Array
 from seqmodels.data.base import Dataset
 from seqmodels.data.tokenizer import ByteTokenizer
 from seqmodels.errors import UserError
-from seqmodels.models.lm import LanguageModel
+from seqmodels.models import LanguageModel, Model, SequenceClassifier
 from seqmodels.train.experiment import Experiment
 from seqmodels.train.step import predict
 
@@ -32,17 +32,25 @@ from seqmodels.train.step import predict
 class Task(abc.ABC):
     """Base of every evaluation task."""
 
+    takes: ClassVar[tuple[type, ...]] = (LanguageModel,)
+    """The kinds of models that it can be posed to."""
+
     @property
     def name(self) -> str:
         """The name of the task's module."""
         return type(self).__module__.rpartition(".")[2]
 
-    def run(self, model: LanguageModel, params: Any, data: Dataset) -> dict[str, float]:
+    def run(self, model: Model, params: Any, data: Dataset) -> dict[str, float]:
         """Evaluate `params` of `model`, which was trained on `data`.
 
         Raises:
-          UserError: the task cannot be posed to a model of this vocabulary.
+          UserError: the task cannot be posed to a model of this kind or vocabulary.
         """
+        if isinstance(model, SequenceClassifier) and SequenceClassifier not in self.takes:
+            raise UserError(
+                f"--tasks {self.name} asks language models, but the run trained a classifier; "
+                "use --tasks classification"
+            )
         return {f"{self.name}/{what}": value for what, value in self.measure(model, params, data).items()}
 
     def of_run(self, experiment: Experiment) -> Task:
@@ -50,7 +58,7 @@ class Task(abc.ABC):
         return self
 
     @abc.abstractmethod
-    def measure(self, model: LanguageModel, params: Any, data: Dataset) -> dict[str, float]:
+    def measure(self, model: Any, params: Any, data: Dataset) -> dict[str, float]:
         """The results of `run`, without the task's name."""
 
     @abc.abstractmethod

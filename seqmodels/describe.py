@@ -17,8 +17,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from seqmodels import cli
 from seqmodels.errors import UserError
+from seqmodels.models import ClassifierConfig, ModelConfig
 from seqmodels.models.block import BlockConfig
-from seqmodels.models.lm import LMConfig
 from seqmodels.models.stack import split_depth
 from seqmodels.sharding import MESH_AXES, MeshConfig, Partitioner, is_box, path_name, unbox
 from seqmodels.validate import check_model, check_vocabulary
@@ -72,7 +72,7 @@ def abstract_partitioner(cfg: MeshConfig, devices: int | None = None) -> Partiti
     return Partitioner(AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape)), cfg.rules)  # type: ignore[arg-type]  # only its shape is used
 
 
-def parameters(model: LMConfig, partitioner: Partitioner) -> list[Parameter]:
+def parameters(model: ModelConfig, partitioner: Partitioner) -> list[Parameter]:
     """All parameter arrays of `model`, in the order of the tree."""
     boxed = jax.eval_shape(model.make().init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     shardings = jax.tree.leaves(partitioner.parameters(boxed))
@@ -86,11 +86,9 @@ def parameters(model: LMConfig, partitioner: Partitioner) -> list[Parameter]:
     return found
 
 
-def blocks(model: LMConfig, arrays: Sequence[Parameter], length: int) -> list[BlockCost]:
-    """The costs of every kind of block in the model, at `length` tokens."""
+def blocks(model: ModelConfig, arrays: Sequence[Parameter], length: int) -> list[BlockCost]:
+    """The costs of every kind of block in the model, at `length` tokens; a block that reads both ways has no state."""
     periods, rest = split_depth(model.depth, model.pattern)
-    module = model.make()
-    states = jax.eval_shape(lambda: module.init_state(1, length))
     found = []
     for i, block in enumerate(model.pattern):
         count = periods + (i < len(rest))
@@ -101,7 +99,8 @@ def blocks(model: LMConfig, arrays: Sequence[Parameter], length: int) -> list[Bl
             for array in arrays
             if f"/{'periods' if periods else 'tail'}/block_{i}/" in f"/{array.path}"
         )
-        state = nbytes(states.periods[i]) // periods if periods else nbytes(states.tail[i])
+        mixer = block.make_mixer(model.dim, parent=None, dtype=jnp.dtype(model.dtype))
+        state = mixer.state_bytes(length) if block.mixer.causal else 0
         cost = BlockCost(block.label, count, per_block, block.flops_per_token(model.dim, length), state)
         same = next((j for j, old in enumerate(found) if old._replace(count=count) == cost), None)
         if same is None:
@@ -111,7 +110,7 @@ def blocks(model: LMConfig, arrays: Sequence[Parameter], length: int) -> list[Bl
     return found
 
 
-def folded(model: LMConfig, arrays: Sequence[Parameter]) -> list[tuple[Parameter, int]]:
+def folded(model: ModelConfig, arrays: Sequence[Parameter]) -> list[tuple[Parameter, int]]:
     """Parameters with how often they occur: equal blocks of the pattern are shown as the first one of them."""
     first = {f"block_{i}": f"block_{model.pattern.index(block)}" for i, block in enumerate(model.pattern)}
     counted: dict[str, tuple[Parameter, int]] = {}
@@ -133,6 +132,12 @@ def draw(depth: int, pattern: tuple[BlockConfig, ...]) -> str:
         [f"[{_run_lengths(rest)}]"] if rest else []
     )
     return " + ".join(parts)
+
+
+def ends(model: ModelConfig) -> str:
+    """What goes in and what comes out."""
+    tokens = "numbers" if model.vocab_size is None else f"vocabulary {model.vocab_size}"
+    return f"{tokens}, {model.num_classes} classes" if isinstance(model, ClassifierConfig) else tokens
 
 
 def _run_lengths(pattern: Sequence[BlockConfig]) -> str:
@@ -195,7 +200,7 @@ def describe(experiment: Any, devices: int | None = None) -> str:
     sizes = " x ".join(f"{axis}={size}" for axis, size in partitioner.mesh.shape.items() if size > 1) or "one device"
     return "\n".join(
         [
-            f"{experiment.name}: {draw(model.depth, model.pattern)}, width {model.dim}, vocabulary {model.vocab_size}",
+            f"{experiment.name}: {draw(model.depth, model.pattern)}, width {model.dim}, {ends(model)}",
             f"{total:,} parameters; forward FLOPs per token and state at {length} tokens (training costs about 3x)",
             "",
             table(rows),

@@ -242,6 +242,8 @@ def main(argv: list[str]) -> None:
     from seqmodels.runs import load_run
 
     run = load_run(args.run)
+    if not isinstance(run.model, LanguageModel):
+        raise UserError(f"--run {args.run!r} trained a classifier, which continues nothing; use a language model")
     tokenizer = run.experiment.data.tokenizer
     if tokenizer is None:
         kind = type(run.experiment.data).__name__

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from seqmodels.config import from_json
 from seqmodels.errors import UserError, suggest
-from seqmodels.models.lm import LanguageModel
+from seqmodels.models import Model
 from seqmodels.sharding import unbox
 from seqmodels.train.checkpoint import restore_params
 from seqmodels.train.experiment import Experiment
@@ -24,7 +24,7 @@ class Run(NamedTuple):
     """A trained model and what it was trained by."""
 
     experiment: Experiment
-    model: LanguageModel
+    model: Model
     params: Any  # {"params": ...}
     step: int  # of the checkpoint
 

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from seqmodels.config import check_types
+from seqmodels.data.classification import Classification
 from seqmodels.errors import UserError
+from seqmodels.models.classifier import ClassifierConfig
 from seqmodels.sharding import Partitioner, make_mesh
 
 if TYPE_CHECKING:
-    from seqmodels.models.lm import LMConfig
+    from seqmodels.data.base import Dataset
+    from seqmodels.models import ModelConfig
     from seqmodels.train.experiment import Experiment
 
 
@@ -29,7 +32,7 @@ def validate(experiment: Experiment) -> None:
     check_mesh(experiment)
 
 
-def check_model(model: LMConfig) -> None:
+def check_model(model: ModelConfig) -> None:
     """Build every kind of block, and trace the whole model once without allocating it."""
     for i, block in enumerate(model.pattern):
         try:
@@ -43,13 +46,32 @@ def check_model(model: LMConfig) -> None:
 
 
 def check_vocabulary(experiment: Experiment) -> None:
-    """The model must have a row for every token of the data."""
-    needed, rows = experiment.data.vocab_size, experiment.model.vocab_size
-    if rows < needed:
-        kind = type(experiment.data).__name__
+    """The model must have a row for every token of the data; a classifier, an output for every label."""
+    model, kind = experiment.model, type(experiment.data).__name__
+    needed = experiment.data.vocab_size
+    if model.vocab_size is not None and model.vocab_size < needed:
         raise UserError(
-            f"model.vocab_size={rows} is smaller than the {needed} tokens of {kind}; "
+            f"model.vocab_size={model.vocab_size} is smaller than the {needed} tokens of {kind}; "
             f"set --model.vocab-size {-(-needed // 8) * 8}"
+        )
+    if isinstance(model, ClassifierConfig):
+        check_labels(model, experiment.data)
+
+
+def check_labels(model: ClassifierConfig, data: Dataset) -> None:
+    """The data must have labels, and the classifier an output for each."""
+    kind = type(data).__name__
+    if not isinstance(data, Classification):
+        raise UserError(f"model is a ClassifierConfig, but {kind} has no labels; use an LMConfig or data with labels")
+    if model.num_classes < data.num_classes:
+        raise UserError(
+            f"model.num_classes={model.num_classes} is smaller than the {data.num_classes} labels of {kind}; "
+            f"set --model.num-classes {data.num_classes}"
+        )
+    if model.vocab_size is None and model.levels < data.vocab_size:
+        raise UserError(
+            f"model.levels={model.levels} is smaller than the {data.vocab_size} tokens of {kind}; "
+            f"set --model.levels {data.vocab_size}"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from eval.tables.cells import Interrupted
 from seqmodels.describe import Parameter, abstract_partitioner, parameters
 from seqmodels.mixers.mixture_of_memories import MixtureOfMemoriesConfig
-from seqmodels.models import LMConfig
+from seqmodels.models import LMConfig, ModelConfig
 from seqmodels.sharding import MeshConfig
 from seqmodels.train.experiment import Experiment
 from seqmodels.train.loop import fit
@@ -34,22 +34,24 @@ class Training:
         return costs(self.experiment.model, self.experiment.data.seq_len) | kept
 
 
-def costs(model: LMConfig, length: int) -> dict[str, float]:
+def costs(model: ModelConfig, length: int) -> dict[str, float]:
     """What a model costs at `length` tokens, without allocating it.
 
     ``model/parameters``; ``model/activated_parameters``, those that a token uses; ``model/flops_per_token`` (forward, a
-    multiply-add counts two); ``model/state_bytes`` per sequence.
+    multiply-add counts two); ``model/state_bytes`` per sequence, of a language model.
     """
     arrays = parameters(model, abstract_partitioner(MeshConfig(data=1)))
-    return {
+    found = {
         "model/parameters": float(sum(array.size for array in arrays)),
         "model/activated_parameters": sum(array.size * used(model, array) for array in arrays),
         "model/flops_per_token": model.flops_per_token(length),
-        "model/state_bytes": float(model.make().state_bytes(length)),
     }
+    if isinstance(model, LMConfig):
+        found["model/state_bytes"] = float(model.make().state_bytes(length))
+    return found
 
 
-def used(model: LMConfig, array: Parameter) -> float:
+def used(model: ModelConfig, array: Parameter) -> float:
     """The share of `array` that a token uses: one unless there is a part of it for every memory."""
     block = re.search(r"/block_(\d+)/", array.path)
     if "expert" not in array.axes or block is None:

@@ -78,6 +78,8 @@ class AttentionConfig(MixerConfig):
     """Added to the mean square in the norms."""
     max_length: int = 2048
     """Tokens that the state of full attention holds, where ``init_state`` is not told."""
+    bidirectional: bool = False
+    """See later tokens too, for classifiers: the layer has no state, and no language model takes it."""
 
     def __post_init__(self):
         parts.require_positive(self, "num_heads", "num_kv_heads", "head_dim", "window", "norm_eps", "max_length")
@@ -86,6 +88,10 @@ class AttentionConfig(MixerConfig):
     @classmethod
     def tiny(cls) -> AttentionConfig:
         return cls(num_heads=4, num_kv_heads=2, max_length=32)
+
+    @property
+    def causal(self) -> bool:
+        return not self.bidirectional
 
     @property
     def kv_heads(self) -> int:
@@ -134,7 +140,32 @@ class Attention(Mixer):
         state: AttentionState | None = None,
         segment_ids: Array | None = None,
         context: Context = Context(),  # noqa: B008
-    ) -> tuple[Array, AttentionState, dict[str, Any]]:
+    ) -> tuple[Array, AttentionState | None, dict[str, Any]]:
+        cfg = self.cfg
+        sink = None
+        if cfg.sink:
+            sink = param(self, "sinks", nn.initializers.zeros, (cfg.num_heads,), (None,), self.param_dtype)
+        attend = self._attend_everything if cfg.bidirectional else self._attend_the_past
+        o, after = attend(x, state, segment_ids, {"window": cfg.window, "sink": sink})
+        o = parts.merge(o)
+        if cfg.output_gate:
+            gate = jax.nn.sigmoid(parts.wide(parts.into(self, "g_proj", o.shape[-1])(x)))
+            o = (parts.wide(o) * gate).astype(self.dtype)
+        return parts.out_of(self)(o), after, {}
+
+    def _attend_everything(
+        self, x: Array, state: AttentionState | None, segment_ids: Array | None, options: dict[str, Any]
+    ) -> tuple[Array, None]:
+        """Heads ``[B,T,H,K]`` that see the whole document."""
+        if state is not None:
+            self._require_causal()
+        entry = Cursor.zeros(x.shape[0]).enter(segment_ids, x.shape[1])
+        return ops.attention(*self._project(x, entry.positions), causal=False, segment_ids=segment_ids, **options), None
+
+    def _attend_the_past(
+        self, x: Array, state: AttentionState | None, segment_ids: Array | None, options: dict[str, Any]
+    ) -> tuple[Array, AttentionState]:
+        """Heads ``[B,T,H,K]`` that see what was before, and the cache after the call."""
         cfg, T = self.cfg, x.shape[1]
         held = self.init_state(x.shape[0], max(T, cfg.max_length)) if state is None else state
         capacity = held.k.shape[1]
@@ -142,23 +173,20 @@ class Attention(Mixer):
             raise ValueError(f"Attention: the state holds {capacity} tokens, got a call of {T}; raise max_length")
         entry = held.cursor.enter(segment_ids, T)
         q, k, v = self._project(x, entry.positions)
-        sink = None
-        if cfg.sink:
-            sink = param(self, "sinks", nn.initializers.zeros, (cfg.num_heads,), (None,), self.param_dtype)
         cache = held._replace(cursor=entry.cursor, positions=_carried_positions(held.positions, entry))
         after = _write(cache, k, v, entry)
-        options = {"window": cfg.window, "sink": sink}
         if state is None:
-            o = ops.attention(q, k, v, segment_ids=segment_ids, **options)
-        elif T == 1:
-            o = _attend_one(q, after, entry, **options)
-        else:
-            o = _attend_past(q, k, v, cache, entry, **options)
-        o = parts.merge(o)
-        if cfg.output_gate:
-            gate = jax.nn.sigmoid(parts.wide(parts.into(self, "g_proj", o.shape[-1])(x)))
-            o = (parts.wide(o) * gate).astype(self.dtype)
-        return parts.out_of(self)(o), after, {}
+            return ops.attention(q, k, v, segment_ids=segment_ids, **options), after
+        if T == 1:
+            return _attend_one(q, after, entry, **options), after
+        return _attend_past(q, k, v, cache, entry, **options), after
+
+    @nn.nowrap
+    def _require_causal(self) -> None:
+        if self.cfg.bidirectional:
+            raise UserError(
+                "AttentionConfig.bidirectional=True reads the future and keeps no state; set it to False to decode"
+            )
 
     def _project(self, x: Array, positions: Array) -> tuple[Array, Array, Array]:
         """Queries [B,T,H,K], keys and values [B,T,Hk,K]; queries and keys are normalised and turned."""
@@ -175,6 +203,7 @@ class Attention(Mixer):
         return q, k, v
 
     def init_state(self, batch: int, max_length: int | None = None) -> AttentionState:
+        self._require_causal()
         capacity = self.cfg.window or max_length or self.cfg.max_length
         shape = (batch, capacity, self.cfg.kv_heads, self.cfg.head_size(self.dim))
         empty = jnp.full((batch, capacity), -1, jnp.int32)

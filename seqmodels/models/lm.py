@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -100,6 +100,19 @@ class LMConfig(BackboneConfig):
         return self.block_flops_per_token(length) + 2.0 * self.dim * self.vocab_size
 
 
+class Readout(NamedTuple):
+    """What makes logits of hidden states.
+
+    Training and evaluation ask every kind of model for three things: ``hidden(tokens, segment_ids=...)``, its states at
+    the A places of a row where it answers; ``readout(params)``; and ``asked(batch)``, the targets and their weights
+    ``[B,A]``. A language model answers at every position, a classifier once.
+    """
+
+    embedding: Array  # [classes,D]
+    bias: Array | None  # [classes]
+    softcap: float | None
+
+
 class Backbone(nn.Module):
     """Stack and final norm, with the model-level parameters that mixers asked for."""
 
@@ -173,6 +186,14 @@ class LanguageModel(nn.Module):
     def head(self, params: dict[str, Any]) -> Float[Array, "vocab D"]:
         """The output matrix inside `params`, for `seqmodels.ops.linear_cross_entropy`."""
         return nn.meta.unbox(params["params"]["embedding" if self.cfg.tie_embeddings else "lm_head"])
+
+    def readout(self, params: dict[str, Any]) -> Readout:
+        """What makes logits of hidden states, from `params`."""
+        return Readout(self.head(params), None, self.cfg.softcap)
+
+    def asked(self, batch: dict[str, Array]) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+        """Targets and their weights: every position is asked for the next token."""
+        return batch["targets"], batch["loss_mask"]
 
     def init_state(self, batch: int, max_length: int | None = None) -> StackState:
         """Zero state for `batch` sequences of at most `max_length` tokens (attention caches need the bound)."""

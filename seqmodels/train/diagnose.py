@@ -11,7 +11,7 @@ import numpy as np
 
 from seqmodels.axes import Array
 from seqmodels.errors import UserError
-from seqmodels.models.lm import LanguageModel
+from seqmodels.models import Model
 from seqmodels.sharding import path_name, to_host
 from seqmodels.train.step import Batch, Loss, gradients, measure
 
@@ -22,7 +22,7 @@ class TrainingDiverged(UserError):
     """A loss or gradient was not finite. The message names the first bad tensor and the last good checkpoint."""
 
 
-def first_bad(model: LanguageModel, params: Any, batch: Batch, loss: Loss) -> str:
+def first_bad(model: Model, params: Any, batch: Batch, loss: Loss) -> str:
     """Name of the first tensor that is not finite, in the order in which they arise.
 
     Parameters by path, inputs, the outputs of modules, the model's auxiliary outputs, the loss, then gradients by
@@ -45,7 +45,7 @@ def first_bad(model: LanguageModel, params: Any, batch: Batch, loss: Loss) -> st
     return f"gradient {name}" if name is not None else "the gradient norm"
 
 
-def _first_activation(model: LanguageModel, params: Any, batch: Batch) -> str | None:
+def _first_activation(model: Model, params: Any, batch: Batch) -> str | None:
     """The module whose output is the first that is not finite; inside the scan over layers one flag each is kept."""
     order: list[ModulePath] = []
 

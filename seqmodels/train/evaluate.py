@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from seqmodels.data.base import DataIterator, Dataset
+from seqmodels.data.classification import Classification
 from seqmodels.data.tokenizer import ByteTokenizer
 from seqmodels.sharding import to_devices
 from seqmodels.train.metrics import flatten
@@ -19,8 +20,8 @@ PREFIX = "valid/"
 def evaluate(session: Session, params: Any, batches: DataIterator, start: bytes) -> dict[str, float]:
     """Metrics on ``train.eval_batches`` batches from position `start` on: the same ones every time.
 
-    ``valid/loss`` in nats per token, ``valid/accuracy``, both per slice, ``valid/bits_per_byte`` when tokens are
-    bytes, and what the experiment's tasks report.
+    ``valid/loss`` in nats per token (of a classifier: per label), ``valid/accuracy``, both per slice,
+    ``valid/bits_per_byte`` when tokens are bytes, and what the experiment's tasks report.
     """
     experiment = session.experiment
     batches.set_state(start)
@@ -39,8 +40,8 @@ def evaluate(session: Session, params: Any, batches: DataIterator, start: bytes)
 
 
 def tokens_are_bytes(data: Dataset) -> bool:
-    """Whether a nat per token is a nat per byte."""
-    return isinstance(data.tokenizer, ByteTokenizer)
+    """Whether a nat per token is a nat per byte: every byte is a target, and no label is."""
+    return isinstance(data.tokenizer, ByteTokenizer) and not isinstance(data, Classification)
 
 
 def summary(metrics: dict[str, float]) -> str:

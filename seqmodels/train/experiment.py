@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from seqmodels.data.base import Dataset
 from seqmodels.errors import UserError
-from seqmodels.models.lm import LMConfig
+from seqmodels.models import ModelConfig
 from seqmodels.sharding import MeshConfig
 
 __all__ = [
@@ -56,6 +56,9 @@ class OptimConfig:
     """Decay of the second moment (Lion: of its momentum)."""
     eps: float = 1e-8
     """Added to the denominator of the update."""
+    system_learning_rate: float | None = None
+    """Peak learning rate of the systems of S4, S4D and S5 (eigenvalues, inputs, step sizes), on the same schedule;
+    ``None``: that of all others. Published recipes give them a smaller one. None of them decays, whatever it is."""
     clip_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0 turns clipping off."""
 
@@ -69,6 +72,8 @@ class OptimConfig:
             _require(0 <= getattr(self, field) < 1, f"optim.{field}", getattr(self, field), "at least 0 and below 1")
         for field in ("weight_decay", "clip_norm"):
             _require(getattr(self, field) >= 0, f"optim.{field}", getattr(self, field), "at least 0")
+        system = self.system_learning_rate
+        _require(system is None or 0 < system < math.inf, "optim.system_learning_rate", system, "positive and finite")
         _require(self.eps > 0, "optim.eps", self.eps, "positive")
 
 
@@ -165,8 +170,8 @@ class Experiment:
 
     name: str
     """Of the run, in logs and directories."""
-    model: LMConfig
-    """Architecture."""
+    model: ModelConfig
+    """Architecture: a language model, or a classifier for data with a label per row."""
     data: Dataset
     """What it learns from."""
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)

@@ -17,7 +17,9 @@ from seqmodels.axes import Array
 from seqmodels.sharding import path_name
 from seqmodels.train.experiment import OptimConfig
 
-NO_DECAY = ("A_log", "D", "dt_bias", "bias", "scale", "sinks", "lower_bounds", "log_A_real", "A_imag", "P", "B")
+SYSTEM = ("log_A_real", "A_imag", "Lambda_re", "Lambda_im", "P", "B", "log_dt", "log_step")
+"""Parameters of the linear systems of S4, S4D and S5 that set how and what a state remembers; C only reads it."""
+NO_DECAY = ("A_log", "D", "dt_bias", "bias", "scale", "sinks", "lower_bounds", *SYSTEM)
 """Parameters that set a decay, a state-space system, a skip, an offset or a gain: pulling them to zero changes what the
 layer is."""
 
@@ -40,9 +42,15 @@ def decays(path: str, ndim: int) -> bool:
 
 
 def orthogonalised(path: str, ndim: int) -> bool:
-    """Whether Muon (not AdamW) updates the parameter: projection matrices, but no convolution and no embedding."""
+    """Whether Muon (not AdamW) updates the parameter: projection matrices, but no convolution, embedding or head."""
     parts = path.split("/")
-    return parts[-1] == "kernel" and not any("conv" in part for part in parts) and is_matrix(path, ndim)
+    apart = any("conv" in part or part in ("encoder", "classifier") for part in parts)
+    return parts[-1] == "kernel" and not apart and is_matrix(path, ndim)
+
+
+def of_system(path: str, ndim: int) -> bool:
+    """Whether the parameter belongs to a linear system, which ``OptimConfig.system_learning_rate`` is about."""
+    return path.split("/")[-1] in SYSTEM
 
 
 def over_paths(rule: Callable[[str, int], Any], params: Any) -> Any:
@@ -80,12 +88,25 @@ def make_schedule(cfg: OptimConfig, steps: int) -> Callable[[Any], Array]:
 def make_optimiser(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
     """The optimiser of `cfg` for a run of `steps` updates."""
     clip = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm > 0 else []
+    own_rate = [] if cfg.system_learning_rate is None else [scale_system(cfg.system_learning_rate / cfg.learning_rate)]
     return optax.chain(
         *clip,
         make_rule(cfg),
+        *own_rate,
         optax.add_decayed_weights(cfg.weight_decay, mask=lambda params: over_paths(decays, params)),
         optax.scale_by_learning_rate(make_schedule(cfg, steps)),
     )
+
+
+def scale_system(factor: float) -> optax.GradientTransformation:
+    """Multiply the updates of linear systems by `factor`."""
+
+    def scale(updates: Any, params: Any) -> Any:
+        return jax.tree.map(
+            lambda own, update: factor * update if own else update, over_paths(of_system, updates), updates
+        )
+
+    return optax.stateless(scale)
 
 
 def make_rule(cfg: OptimConfig) -> optax.GradientTransformation:

@@ -10,15 +10,18 @@ import numpy as np
 
 from seqmodels.data.base import Dataset
 from seqmodels.generate import generate_text
-from seqmodels.models.lm import LanguageModel
+from seqmodels.models import LanguageModel, Model
 from seqmodels.sampling import SamplingConfig
 from seqmodels.train.experiment import TrainConfig
 
 
-def sample_text(model: LanguageModel, params: Any, data: Dataset, cfg: TrainConfig, seed: int) -> str | None:
-    """Prompt and continuation, or ``None`` when tokens are not text. All processes must make this call."""
+def sample_text(model: Model, params: Any, data: Dataset, cfg: TrainConfig, seed: int) -> str | None:
+    """Prompt and continuation, or ``None`` when tokens are not text or the model is a classifier.
+
+    All processes must make this call.
+    """
     tokenizer = data.tokenizer
-    if tokenizer is None:
+    if tokenizer is None or not isinstance(model, LanguageModel):
         return None
     prompt = cfg.sample_prompt or ("" if tokenizer.bos_id is not None else "\n")
     made = generate_text(

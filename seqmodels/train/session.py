@@ -9,7 +9,7 @@ import jax
 import optax
 
 from seqmodels.data.base import DataIterator, Shard
-from seqmodels.models.lm import LanguageModel
+from seqmodels.models import Model
 from seqmodels.sharding import Partitioner, make_mesh, rows_of_process
 from seqmodels.train.experiment import Experiment
 from seqmodels.train.flops import peak_flops
@@ -22,7 +22,7 @@ class Session(NamedTuple):
     """The parts of a run that do not change."""
 
     experiment: Experiment
-    model: LanguageModel
+    model: Model
     partitioner: Partitioner
     optimiser: optax.GradientTransformation
     placed: Placed

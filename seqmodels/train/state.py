@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from seqmodels.axes import Array
-from seqmodels.models.lm import LanguageModel
+from seqmodels.models import Model
 from seqmodels.sharding import Partitioner, unbox
 
 
@@ -33,7 +33,7 @@ class Placed(NamedTuple):
     init: Callable[[Array], TrainState]  # from a key; parameters boxed
 
 
-def init_state(model: LanguageModel, optimiser: optax.GradientTransformation, key: Array) -> TrainState:
+def init_state(model: Model, optimiser: optax.GradientTransformation, key: Array) -> TrainState:
     """A fresh state; its parameters are still boxed with their logical axis names."""
     init_key, rng = jax.random.split(key)
     params = model.init(init_key, jnp.zeros((1, 1), jnp.int32))
@@ -41,7 +41,7 @@ def init_state(model: LanguageModel, optimiser: optax.GradientTransformation, ke
     return TrainState(params, optimiser.init(unbox(params)), zero, jax.random.key_data(rng), jnp.zeros((), bool))
 
 
-def place_state(model: LanguageModel, optimiser: optax.GradientTransformation, partitioner: Partitioner) -> Placed:
+def place_state(model: Model, optimiser: optax.GradientTransformation, partitioner: Partitioner) -> Placed:
     """Shapes, dtypes and shardings of the state, from ``jax.eval_shape``; call it outside of any mesh."""
     init = functools.partial(init_state, model, optimiser)
     boxed = jax.eval_shape(init, jax.random.key(0))

@@ -12,7 +12,7 @@ import optax
 
 from seqmodels import ops
 from seqmodels.axes import Array
-from seqmodels.models.lm import LanguageModel
+from seqmodels.models import Model
 from seqmodels.train.experiment import TrainConfig
 from seqmodels.train.state import TrainState
 
@@ -20,7 +20,7 @@ Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 ACCURACY_BLOCK = 1024
-"""Tokens whose logits are held at once for the accuracy."""
+"""Answers whose logits are held at once for the accuracy."""
 
 
 class Loss(NamedTuple):
@@ -32,29 +32,30 @@ class Loss(NamedTuple):
     slices: int = 0  # values of batch["slices"]
 
 
-def measure(model: LanguageModel, params: Any, batch: Batch, loss: Loss) -> tuple[Metrics, dict[str, Array]]:
-    """Sums over the tokens of a batch, and the model's auxiliary outputs.
+def measure(model: Model, params: Any, batch: Batch, loss: Loss) -> tuple[Metrics, dict[str, Array]]:
+    """Sums over what a batch asks (tokens; of a classifier: labels), and the model's auxiliary outputs.
 
-    Sums: ``loss`` (masked token losses), ``tokens`` (the mask's sum), ``correct``, and per slice ``slice/loss``,
+    Sums: ``loss`` (masked losses), ``tokens`` (the mask's sum), ``correct``, and per slice ``slice/loss``,
     ``slice/tokens``, ``slice/correct`` [slices].
     """
     call: Any = model.apply(params, batch["tokens"], segment_ids=batch["segment_ids"], method="hidden")
     hidden, _, aux = call
-    head, softcap, mask = model.head(params), model.cfg.softcap, batch["loss_mask"]
-    token_loss = ops.linear_cross_entropy(
+    (head, bias, softcap), (targets, mask) = model.readout(params), model.asked(batch)
+    losses = ops.linear_cross_entropy(
         hidden,
         head,
-        batch["targets"],
+        targets,
+        bias=bias,
         weights=mask,
         label_smoothing=loss.label_smoothing,
         z_loss=loss.z_loss,
         softcap=softcap,
         reduction="none",
     )
-    parts = {"loss": token_loss, "tokens": mask}
+    parts = {"loss": losses, "tokens": mask}
     if loss.accuracy:
-        frozen = jax.lax.stop_gradient((hidden, head))
-        parts["correct"] = mask * (predict(*frozen) == batch["targets"])
+        frozen = jax.lax.stop_gradient((hidden, head, bias))
+        parts["correct"] = mask * (predict(*frozen) == targets)
     sums = {name: jnp.sum(value) for name, value in parts.items()}
     if loss.slices:
         index = batch["slices"].reshape(batch["slices"].shape[0], -1)  # [B] or [B,T]
@@ -64,22 +65,20 @@ def measure(model: LanguageModel, params: Any, batch: Batch, loss: Loss) -> tupl
     return sums, aux
 
 
-def predict(hidden: Array, head: Array) -> Array:
-    """The likeliest token at every position: ``[B,T,D], [vocab,D] -> [B,T]`` int32, a block of logits at a time."""
+def predict(hidden: Array, head: Array, bias: Array | None = None) -> Array:
+    """The likeliest token at every position: ``[B,T,D], [vocab,D], [vocab] -> [B,T]`` int32, by blocks of logits."""
     B, T, D = hidden.shape
     width = max(1, min(T, ACCURACY_BLOCK // B))
     blocks = jnp.pad(hidden, ((0, 0), (0, -T % width), (0, 0))).reshape(B, -1, width, D).swapaxes(0, 1)
 
     def block(x: Array) -> Array:
         logits = jnp.einsum("btd,vd->btv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return jnp.argmax(logits if bias is None else logits + bias, axis=-1).astype(jnp.int32)
 
     return jax.lax.map(block, blocks).swapaxes(0, 1).reshape(B, -1)[:, :T]
 
 
-def objective(
-    model: LanguageModel, params: Any, batch: Batch, loss: Loss, total: Array, share: float
-) -> tuple[Array, Metrics]:
+def objective(model: Model, params: Any, batch: Batch, loss: Loss, total: Array, share: float) -> tuple[Array, Metrics]:
     """What a micro-batch adds to the objective: token losses over the batch's `total` mask, a `share` of ``loss/…``."""
     sums, aux = measure(model, params, batch, loss)
     extra = sum((value for name, value in aux.items() if name.startswith("loss/")), jnp.zeros((), jnp.float32))
@@ -111,7 +110,7 @@ def over_micro_batches(function: Callable[[Batch], Any], batch: Batch, count: in
     return jax.lax.scan(body, zeros, micros)[0]
 
 
-def gradients(model: LanguageModel, params: Any, batch: Batch, loss: Loss, accumulate: int) -> tuple[Any, Metrics]:
+def gradients(model: Model, params: Any, batch: Batch, loss: Loss, accumulate: int) -> tuple[Any, Metrics]:
     """Gradient of the objective, and metrics: sums over tokens, means of auxiliary outputs."""
     total = jnp.maximum(jnp.sum(batch["loss_mask"]), 1.0)
     grad = jax.grad(lambda p, b: objective(model, p, b, loss, total, 1.0 / accumulate), has_aux=True)
@@ -119,7 +118,7 @@ def gradients(model: LanguageModel, params: Any, batch: Batch, loss: Loss, accum
 
 
 def make_step(
-    model: LanguageModel,
+    model: Model,
     optimiser: optax.GradientTransformation,
     cfg: TrainConfig,
     schedule: Callable[[Any], Array],
@@ -150,7 +149,7 @@ def make_step(
     return step
 
 
-def make_eval_step(model: LanguageModel, accumulate: int = 1, slices: int = 0) -> Callable[[Any, Batch], Metrics]:
+def make_eval_step(model: Model, accumulate: int = 1, slices: int = 0) -> Callable[[Any, Batch], Metrics]:
     """``(params, batch) -> sums`` of plain token losses, tokens and right guesses (see `measure`)."""
     loss = Loss(slices=slices)
     return lambda params, batch: over_micro_batches(lambda b: measure(model, params, b, loss)[0], batch, accumulate)

@@ -12,7 +12,7 @@ from seqmodels import ops
 from seqmodels.errors import UserError
 from seqmodels.layers.mlp import MLPConfig
 from seqmodels.mixers import AttentionConfig, GatedDeltaNetConfig, HGRNConfig, Mamba2Config
-from seqmodels.models import BlockConfig, ClassifierConfig, LMConfig
+from seqmodels.models import BlockConfig, LMConfig
 from seqmodels.models.stack import reduce_aux
 
 MLP = MLPConfig(hidden=24)
@@ -142,15 +142,3 @@ def test_flops_follow_the_parameters_of_a_matmul_model():
 def test_bad_configs_are_named(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(BASE, **change)
-
-
-@pytest.mark.parametrize("pool", ["mean", "last"])
-def test_classifier_ignores_padding(pool):
-    cfg = ClassifierConfig(dim=32, depth=2, pattern=(DELTA,), num_classes=3, vocab_size=None, pool=pool)
-    model, x = cfg.make(), jax.random.normal(jax.random.key(0), (2, 9, 4))
-    params, apply = jax.jit(model.init)(jax.random.key(1), x), jax.jit(model.apply)
-    logits, _ = apply(params, x)
-    padded = jnp.concatenate([x, jnp.full((2, 4, 4), 7.0)], 1)
-    ids = jnp.concatenate([jnp.ones((2, 9), jnp.int32), jnp.zeros((2, 4), jnp.int32)], 1)
-    assert logits.shape == (2, 3)
-    np.testing.assert_allclose(apply(params, padded, ids)[0], logits, rtol=1e-5, atol=1e-6)

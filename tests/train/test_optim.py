@@ -1,11 +1,14 @@
 """Schedules, the weight-decay mask, and the update rules."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from seqmodels.errors import UserError
 from seqmodels.sharding import path_name
 from seqmodels.train.experiment import OptimConfig
 from seqmodels.train.optim import decays, make_optimiser, make_schedule, orthogonalised, over_paths
@@ -29,6 +32,9 @@ SHAPES = {  # path -> (shape, decays, Muon)
     f"{BLOCK}/mixer/P": ((2, 1, 8, 4, 2), False, False),
     f"{BLOCK}/mixer/B": ((2, 8, 4, 2), False, False),
     f"{BLOCK}/mixer/C": ((2, 8, 4, 2), True, False),
+    f"{BLOCK}/mixer/log_dt": ((2, 8), False, False),
+    "params/classifier/kernel": ((8, 10), True, False),
+    "params/encoder/kernel": ((1, 8), True, False),
     "params/backbone/stack/tail/block_0/mlp/up_proj/kernel": ((8, 16), True, True),
     "params/backbone/stack/tail/block_0/mixer/A_log": ((3, 4), False, False),
 }
@@ -127,6 +133,23 @@ def test_muon_orthogonalises_every_layer():
     values = np.linalg.svd(np.asarray(updates["periods"]["kernel"]), compute_uv=False)
     assert values.shape == (3, 8)
     np.testing.assert_allclose(values, 0.2 * 12**0.5, rtol=0.35)
+
+
+def test_systems_have_a_rate_of_their_own():
+    """The updates of A, B and the step sizes are scaled, and nothing else is; the schedule is shared."""
+    grads = {"mixer": {name: jnp.full((3,), 0.5) for name in ("log_A_real", "B", "log_step", "C", "kernel")}}
+    cfg = OptimConfig(learning_rate=1e-2, warmup_steps=2, weight_decay=0.0, clip_norm=0)
+    first = {}
+    for rate in (None, 1e-3):
+        optimiser = make_optimiser(dataclasses.replace(cfg, system_learning_rate=rate), 10)
+        updates, _ = optimiser.update(grads, optimiser.init(grads), grads)
+        first[rate] = {name: float(update[0]) for name, update in updates["mixer"].items()}
+    for name, update in first[None].items():
+        assert update == pytest.approx(-0.5e-2, rel=1e-4)
+        own = name in ("log_A_real", "B", "log_step")
+        assert first[1e-3][name] == pytest.approx(update * (0.1 if own else 1), rel=1e-6)
+    with pytest.raises(UserError, match=r"optim.system_learning_rate=0\.0 must be positive"):
+        OptimConfig(system_learning_rate=0.0)
 
 
 def test_clipping_bounds_the_gradient():

@@ -99,7 +99,7 @@ def test_auxiliary_losses_are_added(params):
             hidden, state, _ = inner.apply(p, *args, **kwargs)
             return hidden, state, {"loss/weight": 3.0 * jnp.sum(p["params"]["embedding"]), "stat/one": jnp.ones(())}
 
-        head = staticmethod(inner.head)
+        readout, asked = staticmethod(inner.readout), staticmethod(inner.asked)
 
     batch = make_batch()
     plain = jax.jit(lambda p, b: gradients(inner, p, b, Loss(), 1)[0])(params, batch)
