@@ -8,7 +8,7 @@ from typing import Any, Literal
 from eval.recall import RecallConfig
 from seqmodels.data.base import Dataset
 from seqmodels.data.mqar import MQAR
-from seqmodels.models import LMConfig
+from seqmodels.models import ModelConfig
 from seqmodels.sharding import MeshConfig
 from seqmodels.train.experiment import CheckpointConfig, Experiment, LogConfig, OptimConfig, TrainConfig
 
@@ -25,7 +25,9 @@ class Budget:
     """Muon finds recall in a fraction of the steps; AdamW left laptop-sized models at chance after 400."""
 
 
-def small(name: str, model: LMConfig, data: Dataset, budget: Budget, rate: float, seed: int, *tasks: Any) -> Experiment:
+def small(
+    name: str, model: ModelConfig, data: Dataset, budget: Budget, rate: float, seed: int, *tasks: Any
+) -> Experiment:
     """An experiment on one device: a tenth of warm-up, cosine to a tenth; the tasks run at the end."""
     every = max(1, budget.steps // 10)
     return Experiment(
