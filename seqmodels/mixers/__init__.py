@@ -17,6 +17,8 @@ from seqmodels.mixers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
 from seqmodels.mixers.gated_delta_net import GatedDeltaNetConfig as GatedDeltaNetConfig
 from seqmodels.mixers.gla import GLA as GLA
 from seqmodels.mixers.gla import GLAConfig as GLAConfig
+from seqmodels.mixers.h3 import H3 as H3
+from seqmodels.mixers.h3 import H3Config as H3Config
 from seqmodels.mixers.hgrn import HGRN as HGRN
 from seqmodels.mixers.hgrn import HGRNConfig as HGRNConfig
 from seqmodels.mixers.hgrn2 import HGRN2 as HGRN2
