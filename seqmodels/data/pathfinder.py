@@ -293,7 +293,7 @@ class _Canvas:
                     break
             else:
                 return True
-            self.cut(number, random.integers(1, max(2, len(self.paths[number]))))
+            self.cut(number, int(random.integers(1, max(2, len(self.paths[number])))))
         return False
 
     def distractor(self, random: np.random.Generator, length: int) -> bool:

@@ -32,16 +32,16 @@ def by_name(table):
 @pytest.mark.parametrize("scale", SCALES)
 def test_cells_are_classifiers_that_fit_their_data(scale):
     cells = distinct(lra.TABLE.cells(scale))
-    trained = [cell for cell in cells if isinstance(cell.job, Training)]
+    trained = [(cell, cell.job) for cell in cells if isinstance(cell.job, Training)]
     assert len(trained) == len(cells) - 1 == (6 if scale == "paper" else 15)
-    for cell in trained:
-        experiment = cell.job.experiment
+    for cell, job in trained:
+        experiment = job.experiment
         assert experiment.name == cell.name and cell.labels["seed"] == experiment.train.seed
         assert isinstance(experiment.model, ClassifierConfig) and isinstance(experiment.data, Classification)
         check_types(experiment)
         check_vocabulary(experiment)
         check_schedule(experiment)
-    assert from_json(to_json(trained[-1].job)) == trained[-1].job
+    assert from_json(to_json(trained[-1][1])) == trained[-1][1]
 
 
 def test_models_of_a_task_are_about_as_large():
