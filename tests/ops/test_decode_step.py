@@ -69,7 +69,7 @@ def test_is_one_token_of_the_op(problem, impl, request):
         np.testing.assert_array_equal(np.asarray(out[1])[0, ::2], args[-1][0, ::2])
 
 
-@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("impl", FORMS[1:])
 def test_padding_is_inert_even_if_it_is_not_a_number(impl):
     problem = PROBLEMS["delta_scalar_grouped_padding"]
     args, _, options = make(problem)
@@ -138,8 +138,10 @@ def test_lowers_for_cuda(size):
     assert lowered.as_text().count("__gpu$xla.gpu.triton") == 1
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("name", ["GatedDeltaNet", "DeltaNet", "KDA", "GLA", "Mamba2", "HGRN2", "RetNet"])
+@pytest.mark.parametrize(
+    ("name", "platform"),
+    [("GatedDeltaNet", "cuda"), *((name, "tpu") for name in ("GatedDeltaNet", "KDA", "GLA", "Mamba2"))],
+)
 def test_mixers_decode_by_it(monkeypatch, name, platform):
     monkeypatch.setattr(dispatch, "compilers", lambda: ("tpu", "cuda"))
     mixer = getattr(mixers, f"{name}Config").tiny().make(32)
