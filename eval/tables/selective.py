@@ -112,6 +112,7 @@ def induces(rows: Rows) -> Finding:
 
 def reaches_further(rows: Rows) -> Finding:
     found, by_length = rows.where(task=INDUCTION), lengths(rows, INDUCTION)
+    need_two("lengths", list(by_length))
     mixers = (SELECTIVE, *UNGATED, *GATED)
     far = {mixer: found.stat(list(by_length.values())[-1], mixer=mixer) for mixer in mixers}
     ahead = all(exceeds(far[SELECTIVE], far[mixer], MARGIN) for mixer in mixers[1:])
