@@ -141,7 +141,8 @@ def draw(rows: Rows, figure: Any) -> None:
             points = sorted((row["step"], row[f"{kind}/error"]) for row in rows.where(measure=measure))
             axes.plot([x for x, _ in points], [y for _, y in points], "o-", label=NAMES[measure])
         axes.axvline(FITTING, color="grey", linestyle=":")
-        axes.set(xlabel="step size times lag", ylabel="square error", title=kind, xscale="log", yscale="log")
+        axes.set(xlabel="step size times lag", ylabel="square error", title=kind, yscale="log")
+        axes.set_xscale("log", base=2)
         axes.grid(alpha=0.3)
         legend(axes)
 
