@@ -21,6 +21,7 @@ from seqmodels.models import ClassifierConfig, ModelConfig
 from seqmodels.models.block import BlockConfig
 from seqmodels.models.stack import split_depth
 from seqmodels.sharding import MESH_AXES, MeshConfig, Partitioner, is_box, path_name, unbox
+from seqmodels.train.ahead_of_time import compile_report
 from seqmodels.validate import check_model, check_vocabulary
 
 
@@ -219,13 +220,18 @@ def main(argv: list[str]) -> None:
         prog="python -m seqmodels.describe", description="Say what a model costs, without allocating it."
     )
     parser.add_argument("--devices", type=int, metavar="N", help="imagine this many devices")
+    parser.add_argument(
+        "--compile", metavar="SLICE", help="compile the training step for a TPU slice such as v5e:16x16; takes minutes"
+    )
     args, experiment = cli.parse_experiment(parser, argv)
     if args.devices is not None and args.devices < 1:
         raise UserError(f"--devices {args.devices} must be at least 1; leave it out for the smallest mesh")
     jax.config.update("jax_platforms", "cpu")
     check_model(experiment.model)
     check_vocabulary(experiment)
-    print(describe(experiment, args.devices))
+    print(describe(experiment, args.devices), flush=True)
+    if args.compile:
+        print(f"\n{compile_report(experiment, args.compile)}")
 
 
 if __name__ == "__main__":

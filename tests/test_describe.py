@@ -127,3 +127,9 @@ def test_command_line(capsys):
     out = capsys.readouterr().out
     assert "width 64" in out and "mesh data=2" in out
     assert module.__doc__ and "--config" in module.__doc__
+
+
+def test_compiling_for_a_slice_comes_last(capsys, monkeypatch):
+    monkeypatch.setattr(module, "compile_report", lambda experiment, topology: f"{experiment.name} on {topology}")
+    assert main(["--config", "configs/quickstart.py", "--model.dim", "64", "--compile", "v5e:2x2"]) == 0
+    assert capsys.readouterr().out.endswith("\n\nquickstart on v5e:2x2\n")

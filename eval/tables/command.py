@@ -10,11 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from eval.tables.cells import Cell, Interrupted, Store, sweep, write
 from eval.tables.claims import Claim, Verdict, broken, judge
 from eval.tables.rows import Rows, from_csv, from_result, to_csv
+from eval.tables.training import Training
 from seqmodels import cli
 from seqmodels.errors import UserError, suggest
+from seqmodels.train.ahead_of_time import compile_report
 
 SCALES = ("laptop", "gpu", "paper", "tiny")
 COMMITTED = Path(__file__).parent / "results"
@@ -62,6 +66,9 @@ def entry(table: Table) -> Callable[..., int]:
         if args.list:
             print("\n".join(f"{state(store, cell):<10}  {cell.name}" for cell in chosen))
             return
+        if args.compile:
+            compile_cells(chosen, args.compile)
+            return
         cli.use_platform(args.platform)
         try:
             sweep(chosen, store, replace=args.replace, say=lambda line: print(line, flush=True))
@@ -93,11 +100,14 @@ def parse(table: Table, argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--replace", action="store_true", help="run cells again whose config has changed since")
     parser.add_argument("--publish", action="store_true", help="copy table and figure to eval/tables/results")
     parser.add_argument(
+        "--compile", metavar="SLICE", help="run nothing; compile the cells' training steps for a TPU slice: v5e:16x16"
+    )
+    parser.add_argument(
         "--check", action="store_true", help="run nothing; hold published results (or DIR) to the claims"
     )
     cli.add_platform(parser)
     args = parser.parse_args(argv)
-    clash = [f"--{name}" for name in ("list", "replace", "publish") if getattr(args, name)]
+    clash = [f"--{name}" for name in ("list", "replace", "publish", "compile") if getattr(args, name)]
     if args.check and clash:
         raise UserError(f"--check and {clash[0]} contradict each other; give one of them")
     return args
@@ -123,6 +133,20 @@ def choose(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
         hint = suggest(str(pattern), [cell.name for cell in cells])
         raise UserError(f"--cells {pattern!r} matches none of {len(cells)} cells{hint}; --list shows them")
     return chosen
+
+
+def compile_cells(cells: Sequence[Cell], topology: str) -> None:
+    """Compile the training step of every cell that trains an experiment, a line each.
+
+    Raises:
+      UserError: none of them does.
+    """
+    experiments = [cell.job.experiment for cell in cells if isinstance(cell.job, Training)]
+    if not experiments:
+        raise UserError(f"--compile {topology}: no cell trains an experiment; choose others with --cells")
+    jax.config.update("jax_platforms", "cpu")
+    for experiment in experiments:
+        print(compile_report(experiment, topology), flush=True)
 
 
 def state(store: Store, cell: Cell) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,15 +45,15 @@ class Session(NamedTuple):
         )
 
 
-def build(experiment: Experiment) -> Session:
-    """Make the parts of `experiment`; allocates nothing on devices.
+def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Session:
+    """Make the parts of `experiment` on `devices` (default: all); allocates nothing on them.
 
     Raises:
       UserError: the mesh does not fit the devices, or the batch does not fit the mesh.
     """
     train, data = experiment.train, experiment.data
     model = experiment.model.make()
-    partitioner = Partitioner(make_mesh(experiment.mesh), experiment.mesh.rules)
+    partitioner = Partitioner(make_mesh(experiment.mesh, devices), experiment.mesh.rules)
     row = next(data.make("train", batch_size=1, seed=train.seed))
     batch = {k: jax.ShapeDtypeStruct((train.batch_size, *v.shape[1:]), v.dtype) for k, v in row.items()}
     shardings = partitioner.batch(batch, train.accumulate)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from eval.tables import command
+from eval.tables import command, hybrid
 from eval.tables.claims import Claim, Finding
 from eval.tables.command import entry
 from eval.tables.rows import from_csv
@@ -55,6 +55,16 @@ def test_missing_cells_fail_a_check_unless_cells_were_chosen(folder, capsys):
     with pytest.raises(SystemExit) as exit:
         entry(table())(["--check", "--out", "runs/tables/squares/laptop"])
     assert exit.value.code == 1
+
+
+def test_steps_are_compiled_for_a_slice_and_nothing_runs(folder, capsys, monkeypatch):
+    monkeypatch.setattr(command, "compile_report", lambda experiment, topology: f"{experiment.name} on {topology}")
+    found = hybrid.TABLE.cells("tiny")[:2]
+    assert entry(dataclasses.replace(hybrid.TABLE, cells=lambda scale: found))(["--compile", "v5e:2x2"]) == 0
+    assert capsys.readouterr().out == "".join(f"{cell.name} on v5e:2x2\n" for cell in found)
+    assert not (folder / "runs").exists()
+    assert entry(table())(["--compile", "v5e:2x2"]) == 2
+    assert "no cell trains an experiment" in capsys.readouterr().err
 
 
 def test_a_failed_claim_fails_the_sweep_too_but_all_is_written(folder):
