@@ -4,7 +4,7 @@
 eval.tables.hybrid`` runs them all.
 
 Command: ``python train.py --config configs/tables/hybrid.py``.
-Duration: not measured. Expected score: not measured.
+Duration: about a minute of one busy core. Expected score: accuracy 1.000 (the committed results of the table).
 
 Unlike the paper's models, the small ones have keys and values of one size in every mixer with a matrix state, so that
 they are compared at equal state (HGRN's vector is as wide as the model). The paper scale has the public defaults of the
