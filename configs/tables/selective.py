@@ -130,12 +130,17 @@ SIZES = {
 
 def tasks() -> dict[str, dict[str, MixerConfig]]:
     """The mixers that are trained on a task, by their name in the table."""
-    of_layers = {SELECTIVE: MambaConfig(), "S4": S4Config(), "S4D": S4DConfig(), "H3": H3Config()}
-    by_state = {f"Mamba-2, N={n}": Mamba2Config(state_size=n) for n in STATES}
+    of_layers: dict[str, MixerConfig] = {
+        SELECTIVE: MambaConfig(),
+        "S4": S4Config(),
+        "S4D": S4DConfig(),
+        "H3": H3Config(),
+    }
+    by_state: dict[str, MixerConfig] = {f"Mamba-2, N={n}": Mamba2Config(state_size=n) for n in STATES}
     return {
-        COPYING: of_layers | {"Hyena": HyenaConfig()},
-        INDUCTION: of_layers | {"Hyena": HyenaConfig()},
-        RECALL: {"Mamba, N=16": MambaConfig(state_size=16)} | by_state,
+        COPYING: {**of_layers, "Hyena": HyenaConfig()},
+        INDUCTION: {**of_layers, "Hyena": HyenaConfig()},
+        RECALL: {"Mamba, N=16": MambaConfig(state_size=16), **by_state},
     }
 
 

@@ -26,7 +26,7 @@ LEVELS = 256
 
 def whole(value: object, least: int) -> bool:
     """Whether a field holds a whole number of at least `least`."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

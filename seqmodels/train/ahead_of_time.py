@@ -53,7 +53,7 @@ def compile_step(experiment: Experiment, topology: str) -> tuple[Session, Any]:
 @contextlib.contextmanager
 def _no_compilation_cache() -> Iterator[None]:
     """Its entries for another machine cannot be read back."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     try:

@@ -58,7 +58,7 @@ def decode_step(
     _check(q, k, v, beta, log_decay, state, segment_ids, num_segments)
     state = checks.initial_state(state, q[:, None], k[:, None], v[:, None], num_segments)
     ids = checks.canonical_ids(segment_ids, num_segments)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     return _run(q, k, v, beta, log_decay, state, ids, scale, num_segments, impl)
 
 
@@ -77,8 +77,8 @@ def only_token(
     """`decode_step` of checked arguments with a time axis of one token: ``(out [B,1,H,V], state)``."""
     token = lambda x: None if x is None else x[:, 0]  # noqa: E731
     rates = log_decay if log_decay is None or log_decay.ndim == 1 else log_decay[:, 0]
-    q, k, v, beta, ids = map(token, (q, k, v, beta, segment_ids))
-    out, state = _run(q, k, v, beta, rates, state, ids, scale, num_segments, "auto")
+    ids = token(segment_ids)
+    out, state = _run(token(q), token(k), token(v), token(beta), rates, state, ids, scale, num_segments, "auto")
     return out[:, None], state
 
 

@@ -59,7 +59,7 @@ def _launch(call: kernel.Call, inputs: kernel.Inputs, route: Array | None) -> tu
     B, H, V = inputs.v.shape
     width = max(16, min(gpu.block_size(V), BLOCK_STATES // gpu.block_size(inputs.q.shape[2])))
     decay = kernel.per_channel(inputs.log_decay, inputs)
-    present = tuple(x is not None for x in (inputs.beta, decay, route))
+    present = (inputs.beta is not None, decay is not None, route is not None)
     given = [x for x in (inputs.q, inputs.k, inputs.v, inputs.beta, decay, route) if x is not None]
     out, after = pl.pallas_call(
         functools.partial(_kernel, width, present, call.scale),

@@ -26,7 +26,8 @@ def run(
         return out[:, :, 0].astype(v.dtype), after
     real = segment_ids != 0
     mask = lambda x: None if x is None or x.ndim == 1 else _where(real, x, 0)  # noqa: E731
-    token = heads(*map(mask, (q, k, v, beta, log_decay)), state.dtype)
+    q, k, v = (_where(real, x, 0) for x in (q, k, v))
+    token = heads(q, k, v, mask(beta), mask(log_decay), state.dtype)
     rows = jnp.arange(v.shape[0])
     place = (rows,) if num_segments is None else (rows, jnp.maximum(segment_ids - 1, 0))
     held = state[place]

@@ -65,7 +65,7 @@ def linear_attention(
     if v.size == 0:  # no tokens, rows or features
         return jnp.zeros_like(v), state
     ids = checks.canonical_ids(segment_ids, num_segments)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     if q.shape[1] == 1 and impl == "auto":
         return only_token(q, k, v, None, log_decay, state, ids, scale=scale, num_segments=num_segments)
     return dispatch(

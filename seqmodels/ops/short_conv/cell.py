@@ -6,6 +6,7 @@ The state of a block of M channels is ``[W-1,M]``: the last W-1 real inputs, old
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -70,7 +71,8 @@ class ConvCell:
     def _sum(self, tile: Tile, taps: list[Array]) -> Array:
         """What the activation gets, ``[TILE,M]``."""
         weight, *bias = tile.vectors
-        return sum((tap * weight[j : j + 1] for j, tap in enumerate(taps)), *bias or (jnp.zeros_like(taps[0]),))
+        start = bias[0] if bias else jnp.zeros_like(taps[0])
+        return functools.reduce(jnp.add, (tap * weight[j : j + 1] for j, tap in enumerate(taps)), start)
 
     def _taps(self, tile: Tile, state: Array) -> tuple[list[Array], Array]:
         """What every token multiplies with each of the W rows of the weight, ``[TILE,M]`` each; and the next state."""
