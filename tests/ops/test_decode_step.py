@@ -21,7 +21,7 @@ FORMS = ("reference", "pallas_tpu", "pallas_gpu")
 ONE_REAL = (((2, 1),), ((0, 1),))  # ids of the two rows: a token, padding
 PROBLEMS = {
     "linear_none": Problem("linear_attention", "none", T=1),
-    "linear_fixed_strong": Problem("linear_attention", "fixed", T=1, H=2, strong=True),
+    "linear_fixed_strong_padding": Problem("linear_attention", "fixed", T=1, H=2, strong=True, rows=ONE_REAL),
     "delta_scalar_grouped_padding": Problem("delta_rule", "scalar", T=1, Hk=1, H=2, V=20, rows=ONE_REAL),
     "delta_vector_segments": Problem("delta_rule", "vector", T=1, H=2, rows=ONE_REAL, segments=3),
 }

@@ -25,7 +25,7 @@ def run(
         out, after = update(state, heads(q, k, v, beta, log_decay, state.dtype), scale)
         return out[:, :, 0].astype(v.dtype), after
     real = segment_ids != 0
-    mask = lambda x: None if x is None or x.ndim == 1 else _where(real, x, 0)  # noqa: E731
+    mask = lambda x: x if x is None or x.ndim == 1 else _where(real, x, 0)  # noqa: E731  # fixed decays: [H]
     q, k, v = (_where(real, x, 0) for x in (q, k, v))
     token = heads(q, k, v, mask(beta), mask(log_decay), state.dtype)
     rows = jnp.arange(v.shape[0])

@@ -42,7 +42,7 @@ def test_cells_are_experiments_that_fit_together(table, scale):
 
 ONE_CELL = {
     "selective": "induction_s4d_*",
-    "memmamba": "mamba_*",
+    "memmamba": "memmamba_*",
     "seqboat": "copying_seqboat_*",
     "lmuformer": "lmuformer_*",
 }

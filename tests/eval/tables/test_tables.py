@@ -248,7 +248,7 @@ def test_reports_say_no_and_do_not_fail():
     verdict = judge(mom.CLAIMS[-1], rows)
     assert verdict.status == "reported" and verdict.evidence.startswith("No: at 64 pairs: 1 memories 0.655")
     best = judge(hybrid.CLAIMS[-1], study(setting(HARD, 0.97, mixer="GLA", ratio="1:1", learning_rate=1e-3)))
-    assert best.evidence == "No: best recall: GatedDeltaNet among pure models, GLA at 3:1"
+    assert best.evidence == "No: best recall: GatedDeltaNet among pure models, GLA at 1:1"
 
 
 @pytest.mark.parametrize("table", TABLES, ids=by_name)
