@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-quickstart: $(VENV)/installed  ## install, then train, evaluate and sample a small hybrid language model (about 7 minutes on two cores)
+quickstart: $(VENV)/installed  ## install, then train, evaluate and sample a small hybrid language model (5 to 7 minutes on two cores)
 	$(BIN)/python train.py --config configs/quickstart.py --run-dir runs/quickstart --replace
 
 install: $(VENV)/installed  ## make .venv and install the package
