@@ -16,19 +16,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs.tables._recipe import Budget, small
+from configs.tables._recipe import HALF, Budget, small
 from eval.fidelity import Fidelity
 from eval.passkey import PasskeyConfig
 from seqmodels.data.passkey import Passkey
 from seqmodels.mixers import AttentionConfig, MambaConfig, MemMambaConfig, MixerConfig, ParallelConfig
-from seqmodels.mixers.attention import RotaryConfig
 from seqmodels.models import BlockConfig, LMConfig
 from seqmodels.train.experiment import Experiment
 
 MAMBA, WIDE, WINDOW = "Mamba", "Mamba, equal parameters", "Mamba + window, equal cache"
 NOTES, ALL_NOTED = "MemMamba", "MemMamba, every token noted"
 VARIANTS = (MAMBA, WIDE, WINDOW, NOTES, ALL_NOTED)
-HALF = RotaryConfig(fraction=0.5)  # of the window: with all channels turning, attention is slow to learn recall
 FACTORS = (1, 2, 4, 8)
 """Distances at which the key is asked for, as multiples of the trained length."""
 

@@ -100,7 +100,7 @@ SIZES = {
     "laptop": Size(
         dim=64,
         depth=2,
-        num_heads=1,  # of 8: the inner mixer holds few of 16 pairs, and what is matched to MoM not quite all
+        num_heads=1,  # of 8: the inner mixer holds few of 16 pairs
         head_dim=8,
         wide={"parameters": 23, "activated parameters": 16, "state bytes": 22},
         seq_len=64,

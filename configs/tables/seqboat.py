@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs.tables._recipe import Budget, mqar, recall, small
+from configs.tables._recipe import HALF, Budget, mqar, recall, small
 from eval.lengths import LengthsConfig
 from eval.recall import RecallConfig
 from seqmodels.data.base import Dataset
 from seqmodels.data.copying import SelectiveCopying
 from seqmodels.mixers import AttentionConfig, MixerConfig, SeqBoatConfig
-from seqmodels.mixers.attention import RotaryConfig
 from seqmodels.models import BlockConfig, LMConfig
 from seqmodels.train.experiment import Experiment
 
 RECALL, COPYING = "mqar", "copying"
 SEQBOAT, AVERAGE, WINDOW = "SeqBoat", "moving average alone", "window attention"
 MIXERS = (SEQBOAT, AVERAGE, WINDOW)
-HALF = RotaryConfig(fraction=0.5)  # of window attention: with all channels turning it is slow to learn recall
 
 
 @dataclasses.dataclass(frozen=True)

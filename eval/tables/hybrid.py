@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -15,7 +16,7 @@ from eval.tables.claims import Claim, Finding, listed, need_two
 from eval.tables.command import Table, entry
 from eval.tables.figures import legend, line
 from eval.tables.rows import NotMeasured, Rows, Stat, exceeds, grid, mean
-from eval.tables.training import Training
+from eval.tables.training import Training, trainings
 
 PAPER = "arXiv:2507.06457"
 ACCURACY, EXACT, BITS = "recall/accuracy", "passkey/exact", "perplexity/bits_per_byte"
@@ -44,24 +45,23 @@ def cells(scale: str) -> list[Cell]:
         return [paper_cell(size, *model) for size in recipe.PAPER_SIZES for model in models(recipe.PAPER_LAYERS)]
     size = recipe.SIZES[scale]
     return [
-        small_cell(scale, task, mixer, ratio, rate, seed)
+        cell
         for task in recipe.tasks()
         for mixer, ratio in models(size.ratios)
-        for rate in recipe.budget(scale, task).learning_rates
-        for seed in range(size.seeds)
+        for cell in trainings(
+            functools.partial(recipe.experiment, scale, task, mixer, ratio),
+            recipe.budget(scale, task).learning_rates,
+            size.seeds,
+            task=task,
+            mixer=mixer,
+            ratio=ratio,
+        )
     ]
 
 
 def models(ratios: dict[str, Any]) -> list[tuple[str, str]]:
     """Mixer and ratio of every model."""
     return [(TRANSFORMER, FULL), *((mixer, ratio) for mixer in MIXERS for ratio in ratios)]
-
-
-def small_cell(scale: str, task: str, mixer: str, ratio: str, rate: float, seed: int) -> Cell:
-    """A cell of the scales tiny, laptop and gpu."""
-    name = slug(task, mixer, ratio, rate, f"s{seed}")
-    labels = {"task": task, "mixer": mixer, "ratio": ratio, "learning_rate": rate, "seed": seed}
-    return Cell(name, labels, Training(recipe.experiment(scale, task, mixer, ratio, rate, seed, name)))
 
 
 def paper_cell(size: str, mixer: str, ratio: str) -> Cell:

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
 from configs.tables import lmuformer as recipe
 from configs.tables.lmuformer import EMBEDDED, LMU, LMUFORMER, SPIKING, VARIANTS
-from eval.tables.cells import Cell, slug
+from eval.tables.cells import Cell
 from eval.tables.claims import Claim, Finding, listed
 from eval.tables.command import Table, entry
 from eval.tables.figures import line
 from eval.tables.rows import Rows, Stat, exceeds, grid
-from eval.tables.training import Training
+from eval.tables.training import trainings
 
 PAPER = "arXiv:2402.04882"
 ACCURACY, PARAMETERS = "classification/accuracy", "model/parameters"
@@ -35,14 +36,16 @@ NUMBERS = (
 def cells(scale: str) -> list[Cell]:
     """Every variant by learning rate and seed."""
     size = recipe.SIZES[scale]
-    found = []
-    for variant in VARIANTS:
-        for rate in size.budget.learning_rates:
-            for seed in range(size.seeds):
-                name = slug(variant, rate, f"s{seed}")
-                labels = {"variant": variant, "learning_rate": rate, "seed": seed}
-                found.append(Cell(name, labels, Training(recipe.experiment(scale, variant, rate, seed, name))))
-    return found
+    return [
+        cell
+        for variant in VARIANTS
+        for cell in trainings(
+            functools.partial(recipe.experiment, scale, variant),
+            size.budget.learning_rates,
+            size.seeds,
+            variant=variant,
+        )
+    ]
 
 
 def accuracies(rows: Rows, *variants: str) -> dict[str, Stat]:

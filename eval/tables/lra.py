@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -16,7 +17,7 @@ from eval.tables.claims import Claim, Finding, listed, need_two
 from eval.tables.command import Table, entry
 from eval.tables.figures import legend, line
 from eval.tables.rows import Rows, Stat, exceeds, grid
-from eval.tables.training import Training
+from eval.tables.training import Training, trainings
 
 SOURCE = "arXiv:2011.04006"
 ACCURACY, ROOT = "classification/accuracy", "reference/root_operator"
@@ -49,22 +50,20 @@ def cells(scale: str) -> list[Cell]:
     else:
         size = recipe.SIZES[scale]
         found = [
-            small_cell(scale, task, model, rate, seed)
+            cell
             for task in TASKS
             for model in MODELS
-            for rate in size.budgets[task].learning_rates
-            for seed in range(size.seeds)
+            for cell in trainings(
+                functools.partial(recipe.experiment, scale, task, model),
+                size.budgets[task].learning_rates,
+                size.seeds,
+                task=task,
+                model=model,
+            )
         ]
         data, examples = size.listops, size.listops.heldout_examples
     labels = {"task": "listops", "model": REFERENCE, "seed": 0}
     return [*found, Cell(slug("listops", REFERENCE), labels, RootOperator(data, examples))]
-
-
-def small_cell(scale: str, task: str, model: str, rate: float, seed: int) -> Cell:
-    """A cell of the scales tiny, laptop and gpu."""
-    name = slug(task, model, rate, f"s{seed}")
-    labels = {"task": task, "model": model, "learning_rate": rate, "seed": seed}
-    return Cell(name, labels, Training(recipe.experiment(scale, task, model, rate, seed, name)))
 
 
 def paper_cell(task: str, model: str) -> Cell:

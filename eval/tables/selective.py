@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
 from configs.tables import selective as recipe
 from configs.tables.selective import COPYING, GATED, INDUCTION, RECALL, SELECTIVE, STATES, UNGATED
-from eval.tables.cells import Cell, slug
+from eval.tables.cells import Cell
 from eval.tables.claims import Claim, Finding, listed, need_two
 from eval.tables.command import Table, entry
 from eval.tables.figures import legend, line
 from eval.tables.rows import NotMeasured, Rows, Stat, exceeds, grid
-from eval.tables.training import Training
+from eval.tables.training import trainings
 
 PAPER, PAPER2 = "arXiv:2312.00752", "arXiv:2405.21060"
 BY_LENGTH, BY_PAIRS = "lengths/accuracy@", "recall/accuracy@"
@@ -38,16 +39,18 @@ PAPER_BLOCKS = (
 
 def cells(scale: str) -> list[Cell]:
     """Every task by mixer, learning rate and seed."""
-    size = recipe.SIZES[scale]
-    found = []
-    for task, mixers in recipe.tasks().items():
-        for mixer in mixers:
-            for rate in recipe.budget(scale, task).learning_rates:
-                for seed in range(size.seeds):
-                    name = slug(task, mixer, rate, f"s{seed}")
-                    labels = {"task": task, "mixer": mixer, "learning_rate": rate, "seed": seed}
-                    found.append(Cell(name, labels, Training(recipe.experiment(scale, task, mixer, rate, seed, name))))
-    return found
+    return [
+        cell
+        for task, mixers in recipe.tasks().items()
+        for mixer in mixers
+        for cell in trainings(
+            functools.partial(recipe.experiment, scale, task, mixer),
+            recipe.budget(scale, task).learning_rates,
+            recipe.SIZES[scale].seeds,
+            task=task,
+            mixer=mixer,
+        )
+    ]
 
 
 # Where a number stands

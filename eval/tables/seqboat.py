@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
 from configs.tables import seqboat as recipe
 from configs.tables.seqboat import AVERAGE, COPYING, MIXERS, RECALL, SEQBOAT, WINDOW
-from eval.tables.cells import Cell, slug
+from eval.tables.cells import Cell
 from eval.tables.claims import Claim, Finding, listed, need_two
 from eval.tables.command import Table, entry
 from eval.tables.figures import legend, line
 from eval.tables.rows import NotMeasured, Rows, Stat, exceeds, grid
-from eval.tables.training import Training
+from eval.tables.training import trainings
 
 PAPER = "arXiv:2306.11197"
 BY_PAIRS, BY_LENGTH, ACTIVATION = "recall/accuracy@", "lengths/accuracy@", "stat/activation"
@@ -30,15 +31,18 @@ NUMBERS = (
 
 def cells(scale: str) -> list[Cell]:
     """Every task by mixer, learning rate and seed."""
-    found = []
-    for task in recipe.tasks():
-        for mixer in MIXERS:
-            for rate in recipe.budget(scale, task).learning_rates:
-                for seed in range(recipe.SIZES[scale].seeds):
-                    name = slug(task, mixer, rate, f"s{seed}")
-                    labels = {"task": task, "mixer": mixer, "learning_rate": rate, "seed": seed}
-                    found.append(Cell(name, labels, Training(recipe.experiment(scale, task, mixer, rate, seed, name))))
-    return found
+    return [
+        cell
+        for task in recipe.tasks()
+        for mixer in MIXERS
+        for cell in trainings(
+            functools.partial(recipe.experiment, scale, task, mixer),
+            recipe.budget(scale, task).learning_rates,
+            recipe.SIZES[scale].seeds,
+            task=task,
+            mixer=mixer,
+        )
+    ]
 
 
 def hardest(rows: Rows, task: str) -> dict[str, Stat]:

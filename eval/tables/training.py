@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from eval.tables.cells import Interrupted
+from eval.tables.cells import Cell, Interrupted, slug
 from seqmodels.describe import Parameter, abstract_partitioner, parameters
 from seqmodels.mixers.mixture_of_memories import MixtureOfMemoriesConfig
 from seqmodels.models import LMConfig, ModelConfig
@@ -32,6 +33,19 @@ class Training:
             raise Interrupted(result.stopped_by)
         kept = {k: v for k, v in result.metrics.items() if "/" in k and not k.startswith("slice/")}
         return costs(self.experiment.model, self.experiment.data.seq_len) | kept
+
+
+def trainings(
+    experiment: Callable[[float, int, str], Experiment], rates: Sequence[float], seeds: int, **labels: str
+) -> list[Cell]:
+    """A cell for every learning rate and seed: ``experiment(rate, seed, name)``, named by all of its labels."""
+    found = []
+    for rate in rates:
+        for seed in range(seeds):
+            name = slug(*labels.values(), rate, f"s{seed}")
+            job = Training(experiment(rate, seed, name))
+            found.append(Cell(name, {**labels, "learning_rate": rate, "seed": seed}, job))
+    return found
 
 
 def costs(model: ModelConfig, length: int) -> dict[str, float]:

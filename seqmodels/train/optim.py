@@ -18,7 +18,7 @@ from seqmodels.sharding import path_name
 from seqmodels.train.experiment import OptimConfig
 
 SYSTEM = ("log_A_real", "A_imag", "Lambda_re", "Lambda_im", "P", "B", "log_dt", "log_step")
-"""Parameters of the linear systems of S4, S4D and S5 that set how and what a state remembers; C only reads it."""
+"""Parameters of the linear systems of S4, S4D, S5 and H3 that set how and what a state remembers; C only reads it."""
 NO_DECAY = ("A_log", "D", "dt_bias", "bias", "scale", "sinks", "lower_bounds", *SYSTEM)
 """Parameters that set a decay, a state-space system, a skip, an offset or a gain: pulling them to zero changes what the
 layer is."""

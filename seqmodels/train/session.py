@@ -26,6 +26,7 @@ class Session(NamedTuple):
     partitioner: Partitioner
     optimiser: optax.GradientTransformation
     placed: Placed
+    batch: dict[str, jax.ShapeDtypeStruct]  # a global one
     batch_shardings: dict[str, Any]
     shard: Shard  # of the data: this process's rows
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # jitted, donates the state
@@ -75,4 +76,4 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Sessi
         out_shardings=partitioner.replicated,
     )
     peak = peak_flops(list(partitioner.mesh.devices.flat))
-    return Session(experiment, model, partitioner, optimiser, placed, shardings, shard, step, eval_step, peak)
+    return Session(experiment, model, partitioner, optimiser, placed, batch, shardings, shard, step, eval_step, peak)

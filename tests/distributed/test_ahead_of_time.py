@@ -1,5 +1,7 @@
 """The training step of a large hybrid compiles for a pod slice on a machine without any TPU."""
 
+import importlib.util
+
 import jax
 import pytest
 
@@ -18,10 +20,8 @@ CHUNKED = 1.23e9  # temporaries of the step below when the delta rule runs its c
 
 @pytest.fixture(autouse=True)
 def libtpu():
-    try:
-        tpu_topology("v5e:2x2")
-    except UserError as error:
-        pytest.skip(str(error))
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed")
 
 
 def hybrid(dim: int, depth: int, heads: int, **changes) -> LMConfig:

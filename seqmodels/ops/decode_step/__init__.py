@@ -87,7 +87,7 @@ def _run(q, k, v, beta, log_decay, state, ids, scale: float, num_segments: int |
         return jnp.zeros_like(v), state
     decay, table = _axes(log_decay), checks.state_axes("B H K V", num_segments, {})
     dims = Dims(("B Hk K", "B Hk K", "B H V", "B H", decay, table, "B"), ("B H V", table))
-    options = {"scale": float(scale), "num_segments": num_segments}
+    options = {"scale": scale, "num_segments": num_segments}
     return dispatch("decode_step", impl, IMPLEMENTATIONS, q, k, v, beta, log_decay, state, ids, dims=dims, **options)
 
 
