@@ -19,6 +19,8 @@ CALL = "__gpu$xla.gpu.triton"
 PROBLEMS = {
     "documents": Scan(rows=DOCUMENTS),
     "segments": Scan(rows=SEGMENTS, segments=5),
+    "complex_documents": Scan(is_complex=True, rows=DOCUMENTS),
+    "complex_segments": Scan(is_complex=True, rows=SEGMENTS, segments=5),
     "whole_chunks_two_blocks": Scan(T=32, D=130),
 }
 
@@ -54,10 +56,11 @@ def test_second_derivatives_are_those_of_the_chunked_form():
         assert relative_error(found, wanted) <= 1e-5
 
 
-def lowered(T, platform="cuda", impl="pallas_gpu"):
-    """The program of outputs and all gradients, bfloat16 inputs with float32 factors."""
-    of = lambda *shape, dtype="float32": jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
-    low = of(8, T, 300, dtype="bfloat16")
+def lowered(T, platform="cuda", impl="pallas_gpu", is_complex=False):
+    """The program of outputs and all gradients: bfloat16 inputs with float32 factors, or complex ones."""
+    wide = "complex64" if is_complex else "float32"
+    of = lambda *shape, dtype=wide: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
+    low = of(8, T, 300, dtype="complex64" if is_complex else "bfloat16")
 
     def gradients(a, b, state, dh):
         return jax.vjp(lambda a, b, state: linear_scan(a, b, state=state, impl=impl)[0], a, b, state)[1](dh)
@@ -67,9 +70,10 @@ def lowered(T, platform="cuda", impl="pallas_gpu"):
 
 
 @pytest.mark.parametrize(("T", "calls"), [(4096, 4), (97, 4), (40, 2)])
-def test_lowers_for_cuda(T, calls):
+@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
+def test_lowers_for_cuda(T, calls, is_complex):
     """Chunks and outputs, forward and backward; a single chunk needs no reduction."""
-    assert lowered(T).count(CALL) == calls
+    assert lowered(T, is_complex=is_complex).count(CALL) == calls
 
 
 def test_auto_follows_the_platform_of_the_lowering(monkeypatch):
@@ -80,7 +84,7 @@ def test_auto_follows_the_platform_of_the_lowering(monkeypatch):
 def test_refusals_say_why():
     x = jnp.ones((1, 4, 3))
     kernel = functools.partial(linear_scan, impl="pallas_gpu")
-    with pytest.raises(ValueError, match="a has dtype complex64, a GPU kernel takes float32 and bfloat16"):
-        kernel(x.astype(jnp.complex64), x)
+    with pytest.raises(ValueError, match="a has dtype float16, a GPU kernel takes float32, bfloat16 and complex64"):
+        kernel(x.astype(jnp.float16), x)
     with pytest.raises(ValueError, match="T=1, a GPU kernel has nothing to share out over time"):
         kernel(x[:, :1], x[:, :1])

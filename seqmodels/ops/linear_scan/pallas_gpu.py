@@ -1,8 +1,9 @@
-"""The elementwise recurrence, real, as Triton kernels for a GPU. See ``docs/kernels.md``.
+"""The elementwise recurrence, real and complex, as Triton kernels for a GPU. See ``docs/kernels.md``.
 
 One kernel reduces every chunk to what it multiplies a state by and what it adds, all chunks at once; XLA combines these
 few numbers to the state before every chunk; a second kernel computes the outputs of all chunks from there. Documents
-and segments are laid out around it by XLA, as in the chunked form.
+and segments are laid out around it by XLA, as in the chunked form. Triton has no complex numbers: their two parts are
+arrays of their own, "planes".
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def supports(
 ) -> str | None:
     """The reason for refusing a call, or ``None``."""
     for name, x in (("a", a), ("b", b)):
-        if x.dtype not in (jnp.float32, jnp.bfloat16):
-            return f"{name} has dtype {x.dtype}, a GPU kernel takes float32 and bfloat16"
+        if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.complex64):
+            return f"{name} has dtype {x.dtype}, a GPU kernel takes float32, bfloat16 and complex64"
         if math.prod(x.shape) == 0:
             return f"{name} has shape {x.shape}, a GPU kernel takes no empty axis"
     if b.shape[1] == 1:
@@ -72,7 +73,7 @@ def run(
 
 
 def _solve(a: Array, b: Array, state: Array, chunk_size: int | None) -> Array:
-    """`chunked.solve` by the kernels: ``[B,T,...]`` float32."""
+    """`chunked.solve` by the kernels: ``[B,T,...]`` float32 or complex64."""
     flat = lambda x, lead: x.reshape(*x.shape[:lead], -1)  # noqa: E731
     inputs = same_axes((flat(a, 2), flat(b, 2), flat(state, 1)))
     return _kernel(Call(chunk_size or CHUNK, dispatch.interpretation()), inputs, None).reshape(b.shape)
@@ -93,17 +94,43 @@ def _walk(call: Call, a: Array, b: Array, state: Array, reverse: bool) -> Array:
     return _launch(_outputs_kernel, call, reverse, T, grid, [a, b, before], [like(b)])[0]
 
 
+Planes = tuple[Any, ...]  # the number itself, or its real and its imaginary part
+
+
+def _planes(x: Array) -> Planes:
+    return (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
+
+
+def _times(a: Planes, h: Planes) -> Planes:
+    if len(a) == 1:
+        return (a[0] * h[0],)
+    return a[0] * h[0] - a[1] * h[1], a[0] * h[1] + a[1] * h[0]
+
+
+def _plus(x: Planes, y: Planes) -> Planes:
+    return tuple(a + b for a, b in zip(x, y, strict=True))
+
+
 def _launch(
     kernel: Callable[..., None], call: Call, reverse: bool, T: int, grid: tuple[int, ...], inputs: Any, outs: Any
-) -> Any:
-    return pl.pallas_call(
-        functools.partial(kernel, call.C, T, reverse),
+) -> list[Array]:
+    """The kernel's results; it gets, and gives, the planes of every array."""
+    parts = len(_planes(inputs[0]))
+    results = pl.pallas_call(
+        functools.partial(kernel, call.C, T, reverse, parts),
         grid=grid,
-        out_shape=outs,
+        out_shape=[like(out, out.shape, jnp.float32) for out in outs for _ in range(parts)],
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         interpret=call.interpret is not None,
         name=f"linear_scan{kernel.__name__.removesuffix('_kernel')}",
-    )(*inputs)
+    )(*(plane for x in inputs for plane in _planes(x)))
+    pairs = _grouped(tuple(results), parts)
+    return [jax.lax.complex(*pair) if parts == 2 else pair[0] for pair in pairs]
+
+
+def _grouped(planes: Planes, parts: int) -> list[Planes]:
+    """One tuple for every array."""
+    return [planes[i : i + parts] for i in range(0, len(planes), parts)]
 
 
 class _Rows:
@@ -124,35 +151,43 @@ class _Rows:
         t = self.n * self.C + (self.C - 1 - i if self.reverse else i)
         return t, self.exist & (t < self.T)
 
-    def load(self, ref: Any, t: Any, exist: Array, other: float) -> Array:
-        filler = jnp.full((BLOCK,), other, jnp.float32)
-        return plgpu.load(ref.at[self.b, t, self.channels], mask=exist, other=filler)
+    def load(self, refs: Planes, t: Any, exist: Array, other: float) -> Planes:
+        """A token's numbers, and the real number `other` where it does not exist."""
+        fillers = (jnp.full((BLOCK,), value, jnp.float32) for value in (other, 0.0))
+        return tuple(
+            plgpu.load(ref.at[self.b, t, self.channels], mask=exist, other=filler) for ref, filler in zip(refs, fillers)
+        )
 
 
-def _chunks_kernel(C: int, T: int, reverse: bool, a: Any, b: Any, factor: Any, added: Any) -> None:
+def _chunks_kernel(C: int, T: int, reverse: bool, parts: int, *refs: Any) -> None:
     """A chunk as a map of the state before it."""
-    rows = _Rows(C, T, reverse, a.shape[2])
+    a, b, *outs = _grouped(refs, parts)
+    rows = _Rows(C, T, reverse, a[0].shape[2])
 
     def step(i, held):
         t, exist = rows.token(i)
         a_t = rows.load(a, t, exist, 1.0)
-        return a_t * held[0], a_t * held[1] + rows.load(b, t, exist, 0.0)
+        return _times(a_t, held[0]), _plus(_times(a_t, held[1]), rows.load(b, t, exist, 0.0))
 
-    one = jnp.ones((BLOCK,), jnp.float32)
-    for ref, value in zip((factor, added), jax.lax.fori_loop(0, C, step, (one, 0.0 * one)), strict=True):
-        plgpu.store(rows.border(ref), value, mask=rows.exist)
+    number = lambda value: (jnp.full((BLOCK,), value, jnp.float32), jnp.zeros((BLOCK,), jnp.float32))[:parts]  # noqa: E731
+    for out, values in zip(outs, jax.lax.fori_loop(0, C, step, (number(1.0), number(0.0))), strict=True):
+        for ref, value in zip(out, values, strict=True):
+            plgpu.store(rows.border(ref), value, mask=rows.exist)
 
 
-def _outputs_kernel(C: int, T: int, reverse: bool, a: Any, b: Any, before: Any, h: Any) -> None:
-    rows = _Rows(C, T, reverse, a.shape[2])
+def _outputs_kernel(C: int, T: int, reverse: bool, parts: int, *refs: Any) -> None:
+    a, b, before, h = _grouped(refs, parts)
+    rows = _Rows(C, T, reverse, a[0].shape[2])
 
     def step(i, held):
         t, exist = rows.token(i)
-        held = rows.load(a, t, exist, 1.0) * held + rows.load(b, t, exist, 0.0)
-        plgpu.store(h.at[rows.b, t, rows.channels], held, mask=exist)
+        held = _plus(_times(rows.load(a, t, exist, 1.0), held), rows.load(b, t, exist, 0.0))
+        for ref, value in zip(h, held, strict=True):
+            plgpu.store(ref.at[rows.b, t, rows.channels], value, mask=exist)
         return held
 
-    start = plgpu.load(rows.border(before), mask=rows.exist, other=jnp.zeros((BLOCK,), jnp.float32))
+    zero = jnp.zeros((BLOCK,), jnp.float32)
+    start = tuple(plgpu.load(rows.border(ref), mask=rows.exist, other=zero) for ref in before)
     jax.lax.fori_loop(0, C, step, start)
 
 

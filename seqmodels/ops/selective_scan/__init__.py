@@ -9,10 +9,11 @@ from seqmodels.axes import Array, accumulate_dtype
 from seqmodels.ops import checks
 from seqmodels.ops.dispatch import Implementation, dispatch
 from seqmodels.ops.partition import Dims
-from seqmodels.ops.selective_scan import chunked, pallas_tpu, reference
+from seqmodels.ops.selective_scan import chunked, pallas_gpu, pallas_tpu, reference
 
 IMPLEMENTATIONS = {
     "pallas_tpu": Implementation(pallas_tpu.run, pallas_tpu.supports),
+    "pallas_gpu": Implementation(pallas_gpu.run, pallas_gpu.supports),
     "chunked": Implementation(chunked.run),
     "reference": Implementation(reference.run),
 }
