@@ -7,8 +7,8 @@ Command: ``python train.py --config configs/tables/selective.py``.
 Duration: not measured. Expected score: not measured.
 
 The released scan lets step size, B and C follow the token (Mamba); the others are fixed in time: S4 and S4D with a
-gated linear unit, and H3 and Hyena, which multiply their fixed convolutions by gates that do follow the token. Blocks
-have no MLP. State sizes are Mamba-2's and Mamba's N, at equal width.
+gated linear unit, H3 and Hyena, which multiply their fixed convolutions by gates that do follow the token, and Mamba
+with less that follows it. Blocks have no MLP. State sizes are Mamba-2's and Mamba's N, at equal width.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from seqmodels.train.experiment import Experiment
 COPYING, INDUCTION, RECALL = "copying", "induction", "mqar"
 SELECTIVE, UNGATED, GATED = "Mamba", ("S4", "S4D"), ("H3", "Hyena")
 """Of copying and induction: the selective layer, fixed ones, and fixed ones between gates."""
+NOTHING, STEP, MAPS = "Mamba, nothing selective", "Mamba, only the step size", "Mamba, only B and C"
+ABLATED = {NOTHING: (), STEP: ("dt",), MAPS: ("B", "C")}
+"""Of copying: Mamba with less that follows the token."""
 STATES = (16, 64, 256)
 """N of recall."""
 
@@ -79,11 +82,11 @@ SIZES = {
         dim=64,
         depth=2,
         head_dim=64,
-        copying=Budget(300, 32, (1e-2,), "muon"),
+        copying=Budget(1000, 32, (1e-2,), "muon"),
         copying_length=64,
         copying_tokens=8,
-        induction=Budget(300, 32, (1e-2,), "muon"),
-        induction_length=64,
+        induction=Budget(1000, 32, (1e-2,), "muon"),
+        induction_length=32,
         factors=(1, 2, 4, 8),
         mqar=Budget(300, 64, (1e-2,), "muon"),
         mqar_length=64,
@@ -136,9 +139,10 @@ def tasks() -> dict[str, dict[str, MixerConfig]]:
         "S4D": S4DConfig(),
         "H3": H3Config(),
     }
+    less: dict[str, MixerConfig] = {name: MambaConfig(selective=follows) for name, follows in ABLATED.items()}
     by_state: dict[str, MixerConfig] = {f"Mamba-2, N={n}": Mamba2Config(state_size=n) for n in STATES}
     return {
-        COPYING: {**of_layers, "Hyena": HyenaConfig()},
+        COPYING: {**of_layers, "Hyena": HyenaConfig(), **less},
         INDUCTION: {**of_layers, "Hyena": HyenaConfig()},
         RECALL: {"Mamba, N=16": MambaConfig(state_size=16), **by_state},
     }

@@ -7,10 +7,22 @@ from __future__ import annotations
 
 import functools
 import sys
+import textwrap
 from typing import Any
 
 from configs.tables import selective as recipe
-from configs.tables.selective import COPYING, GATED, INDUCTION, RECALL, SELECTIVE, STATES, UNGATED
+from configs.tables.selective import (
+    COPYING,
+    GATED,
+    INDUCTION,
+    MAPS,
+    NOTHING,
+    RECALL,
+    SELECTIVE,
+    STATES,
+    STEP,
+    UNGATED,
+)
 from eval.tables.cells import Cell
 from eval.tables.claims import Claim, Finding, listed, need_two
 from eval.tables.command import Table, entry
@@ -96,7 +108,13 @@ def solves(rows: Rows, task: str, fixed: tuple[str, ...]) -> Finding:
 
 
 def copies(rows: Rows) -> Finding:
-    return solves(rows, COPYING, UNGATED)
+    return solves(rows, COPYING, (NOTHING, *UNGATED))
+
+
+def step_or_maps_help(rows: Rows) -> Finding:
+    found = at_trained(rows, COPYING, NOTHING, MAPS, STEP, SELECTIVE)
+    ordered = [found[mixer].mean for mixer in (NOTHING, MAPS, STEP, SELECTIVE)]
+    return Finding(ordered == sorted(ordered), listed(found.items()))
 
 
 def copies_beyond_gates(rows: Rows) -> Finding:
@@ -151,7 +169,13 @@ def recalls_more_than_mamba(rows: Rows) -> Finding:
 
 
 CLAIMS = (
-    Claim("Selective step size, B and C solve selective copying; S4 and S4D do not", f"{PAPER}, blocks", copies),
+    Claim("Selective step size, B and C solve selective copying; fixed ones do not", f"{PAPER}, blocks", copies),
+    Claim(
+        "Of what follows the token, the step size is worth more than B and C",
+        f"{PAPER}, ablation, there by perplexity",
+        step_or_maps_help,
+        asserted=False,
+    ),
     Claim("Nor do fixed convolutions between gates", f"{PAPER}, blocks", copies_beyond_gates, asserted=False),
     Claim("H3's gates come between S4 and Mamba", f"{PAPER}, blocks", gates_help, asserted=False),
     Claim("Mamba solves induction heads at the trained length, S4 and S4D do not", f"{PAPER}, induction", induces),
@@ -209,7 +233,7 @@ def draw(rows: Rows, figure: Any) -> None:
         by_length = rows.where(task=INDUCTION).slices(BY_LENGTH)
         found = rows.where(task=INDUCTION)
         line(induction, [(n, found.find(metric, mixer=mixer)) for n, metric in by_length.items()], mixer)
-    copying.set_xticks(range(len(mixers)), mixers)
+    copying.set_xticks(range(len(mixers)), [textwrap.fill(mixer, 9) for mixer in mixers], fontsize=7)
     copying.set(xlabel="mixer", ylabel="accuracy", ylim=(-0.02, 1.02), title="Selective copying")
     induction.set(xlabel="tokens", ylabel="accuracy", ylim=(-0.02, 1.02), title="Induction heads")
     found = rows.where(task=RECALL)

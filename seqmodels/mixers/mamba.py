@@ -8,6 +8,7 @@ With ``A = -exp(A_log) [E,N]``, every channel has N states, ``h_t = e^{Δ_t A} h
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,8 @@ from seqmodels.layers.param import param
 from seqmodels.layers.short_conv import ShortConv, conv_init
 from seqmodels.mixers import parts
 from seqmodels.mixers.base import Context, Cursor, Mixer, MixerConfig
+
+SELECTED = ("dt", "B", "C")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +48,17 @@ class MambaConfig(MixerConfig):
     """Initial step sizes are not below this."""
     inner_norm_eps: float | None = None
     """Normalise δ, B and C by their root mean square plus this, without weights (FalconMamba); None: do not."""
+    selective: tuple[str, ...] = SELECTED
+    """What follows the token, of "dt", "B" and "C". The rest is learnt but fixed, as in the paper's ablation: a step
+    size per channel; B and C shared by the channels, as the selected ones are (UNKNOWN to us: the paper's form)."""
 
     def __post_init__(self):
         parts.require_positive(self, "state_size", "expand", "conv_size", "dt_min", "dt_max", "dt_floor")
         parts.require_positive(self, "inner_norm_eps")
         if self.dt_rank != "auto" and (not isinstance(self.dt_rank, int) or self.dt_rank < 1):
             raise UserError(f"MambaConfig.dt_rank={self.dt_rank!r} is no rank; use 'auto' or a positive int")
+        if not set(self.selective) <= set(SELECTED):
+            raise UserError(f"MambaConfig.selective={self.selective!r}; use some of {SELECTED}")
         if self.dt_min > self.dt_max:
             raise UserError(f"MambaConfig.dt_min={self.dt_min} exceeds dt_max={self.dt_max}; swap them")
 
@@ -66,8 +74,14 @@ class MambaConfig(MixerConfig):
         return Mamba(self, dim, **kwargs)
 
     def flops_per_token(self, dim: int, length: int) -> float:
-        E, N, R = self.expand * dim, self.state_size, self.rank(dim)
-        return 2 * E * (3 * dim + 2 * R + 2 * N) + 2 * self.conv_size * E + 7 * E * N
+        E, N = self.expand * dim, self.state_size
+        widths = self.widths(dim)
+        return 2 * E * (3 * dim + sum(widths.values()) + widths.get("dt", 0)) + 2 * self.conv_size * E + 7 * E * N
+
+    def widths(self, dim: int) -> dict[str, int]:
+        """How many numbers a token chooses, by what they are."""
+        sizes = {"dt": self.rank(dim), "B": self.state_size, "C": self.state_size}
+        return {name: size for name, size in sizes.items() if name in self.selective}
 
 
 class MambaState(NamedTuple):
@@ -99,6 +113,7 @@ class Mamba(Mixer):
         u, conv = self._conv1d(u, entry.carried(held.conv), segment_ids)
         dt, B, C = self._select(u)
         dt, delta_bias = StepSizes(E, cfg, self.dtype, self.param_dtype, name="dt_proj")(dt)
+        dt = jnp.zeros_like(u) if dt is None else dt
         A_log = param(self, "A_log", harmonic_init, (E, cfg.state_size), ("heads", None), self.param_dtype)
         skip = param(self, "D", nn.initializers.ones, (E,), ("heads",), self.param_dtype)
         y, memory = ops.selective_scan(
@@ -130,16 +145,21 @@ class Mamba(Mixer):
         )
         return conv(u, state, segment_ids)
 
-    def _select(self, u: Array) -> tuple[Array, Array, Array]:
-        """δ [B,T,R], B and C [B,T,N] of every token."""
-        cfg, R = self.cfg, self.cfg.rank(self.dim)
+    def _select(self, u: Array) -> tuple[Array | None, Array, Array]:
+        """δ ``[B,T,R]``, or ``None`` if step sizes are fixed, and B and C ``[B,T,N]`` of every token."""
+        cfg, widths = self.cfg, self.cfg.widths(self.dim)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": parts.fan_in_uniform_init()}
-        chosen = Linear(R + 2 * cfg.state_size, axes=("heads", None), name="x_proj", **types)(u)
-        dt, B, C = jnp.split(chosen, (R, R + cfg.state_size), axis=-1)
-        if cfg.inner_norm_eps is None:
-            return dt, B, C
-        dt, B, C = (_unit_rms(parts.wide(rows), cfg.inner_norm_eps).astype(self.dtype) for rows in (dt, B, C))
-        return dt, B, C
+        rows: dict[str, Array] = {}
+        if widths:
+            chosen = Linear(sum(widths.values()), axes=("heads", None), name="x_proj", **types)(u)
+            borders = list(itertools.accumulate(widths.values()))[:-1]
+            rows = dict(zip(widths, jnp.split(chosen, borders, axis=-1), strict=True))
+        if (eps := cfg.inner_norm_eps) is not None:
+            rows = {name: _unit_rms(parts.wide(x), eps).astype(self.dtype) for name, x in rows.items()}
+        for name in [name for name in ("B", "C") if name not in widths]:
+            fixed = param(self, name, nn.initializers.normal(1.0), (cfg.state_size,), (None,), self.param_dtype)
+            rows[name] = jnp.broadcast_to(fixed.astype(u.dtype), (*u.shape[:2], cfg.state_size))
+        return rows.get("dt"), rows["B"], rows["C"]
 
     def init_state(self, batch: int, max_length: int | None = None) -> MambaState:
         cfg, E = self.cfg, self.cfg.expand * self.dim
@@ -148,7 +168,7 @@ class Mamba(Mixer):
 
 
 class StepSizes(nn.Module):
-    """The projection of δ to one step size per channel, and its bias apart: the scan adds it in float32."""
+    """The projection of δ, if any, to a step size per channel, and its bias apart: the scan adds it in float32."""
 
     features: int
     cfg: MambaConfig
@@ -156,11 +176,14 @@ class StepSizes(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, low: Array) -> tuple[Array, Array]:
-        cfg, shape = self.cfg, (low.shape[-1], self.features)
-        kernel = param(self, "kernel", parts.fan_in_uniform_init(), shape, (None, "heads"), self.param_dtype)
+    def __call__(self, low: Array | None) -> tuple[Array | None, Array]:
+        cfg = self.cfg
         init = parts.dt_bias_init(cfg.dt_min, cfg.dt_max, cfg.dt_floor)
         bias = param(self, "bias", init, (self.features,), ("heads",), self.param_dtype)
+        if low is None:
+            return None, bias
+        shape = (low.shape[-1], self.features)
+        kernel = param(self, "kernel", parts.fan_in_uniform_init(), shape, (None, "heads"), self.param_dtype)
         return jnp.dot(low, kernel.astype(self.dtype)), bias
 
 

@@ -118,10 +118,13 @@ def selectivity(change=lambda row: row):
     far = {"Mamba": 0.98, "S4": 0.1, "S4D": 0.1, "H3": 0.2, "Hyena": 0.1}
     hard = {"Mamba, N=16": 0.4, "Mamba-2, N=16": 0.5, "Mamba-2, N=64": 0.8, "Mamba-2, N=256": 0.95}
     cost = {"model/parameters": 1e5, "model/state_bytes": 2048.0}
-    for mixer, score in near.items():
+    less = {selective.NOTHING: 0.25, selective.MAPS: 0.5, selective.STEP: 0.7}
+    for mixer, score in (near | less).items():
         labels = {"mixer": mixer, "learning_rate": 1e-2, "seed": 0, "valid/accuracy": score} | cost
         rows.append({"task": "copying", "lengths/accuracy@64": score} | labels)
-        rows.append({"task": "induction", "lengths/accuracy@64": score, "lengths/accuracy@512": far[mixer]} | labels)
+        if mixer in far:
+            scores = {"lengths/accuracy@64": score, "lengths/accuracy@512": far[mixer]}
+            rows.append({"task": "induction"} | scores | labels)
     for mixer, score in hard.items():
         labels = {"mixer": mixer, "learning_rate": 1e-2, "seed": 0, "valid/accuracy": score} | cost
         rows.append({"task": "mqar", HARD: score, EASY: 0.99} | labels)
@@ -170,6 +173,7 @@ GOOD = {"selective": selectivity, "memmamba": notes, "seqboat": boats, "lmuforme
 BAD = [
     (selective.TABLE, "Selective step size", selectivity(setting("lengths/accuracy@64", 0.9, mixer="S4D"))),
     (selective.TABLE, "Selective step size", selectivity(setting("lengths/accuracy@64", 0.9, mixer="Mamba"))),
+    (selective.TABLE, "Selective step size", selectivity(setting("lengths/accuracy@64", 0.9, mixer=selective.NOTHING))),
     (selective.TABLE, "Mamba solves induction", selectivity(setting("lengths/accuracy@64", 0.9, mixer="S4"))),
     (selective.TABLE, "Mamba's induction", selectivity(setting("lengths/accuracy@512", 0.9, mixer="Mamba"))),
     (selective.TABLE, "Mamba's induction", selectivity(setting("lengths/accuracy@512", 0.9, mixer="Hyena"))),
