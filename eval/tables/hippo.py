@@ -1,38 +1,61 @@
-"""HiPPO bases by their step size: what a linear memory knows of its past ("How to Train Your HiPPO", arXiv:2206.12037).
+"""HiPPO bases by their step size: what a linear memory knows of its past ("How to Train Your HiPPO", arXiv:2206.12037),
+and what classifiers that start from them learn.
 
 ``python -m eval.tables.hippo --scale laptop``
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import sys
 from typing import Any
 
 from configs.tables import _hippo as recipe
-from configs.tables._hippo import BEYOND, FITTING, MEASURES, WINDOWED
+from configs.tables._hippo import BEYOND, DIAGONAL, FITTING, MEASURES, RANGES, WINDOWED
 from eval.tables.cells import Cell, slug
 from eval.tables.claims import Claim, Finding, listed
 from eval.tables.command import Table, entry
-from eval.tables.figures import legend
+from eval.tables.figures import legend, line
 from eval.tables.rows import NotMeasured, Rows, grid
+from eval.tables.training import trainings
 
-PAPER = "arXiv:2206.12037"
+PAPER, S4D = "arXiv:2206.12037", "arXiv:2206.11893"
+ACCURACY = "classification/accuracy"
 KINDS = ("delay", "reconstruction")
 NAMES = {"legs": "LegS", "legt": "LegT", "fourier": "FouT"}
 
 
 def cells(scale: str) -> list[Cell]:
-    """Every basis at every step size."""
-    return [
+    """Every basis at every step size, untrained and trained."""
+    size = recipe.SIZES[scale]
+    trained = [
+        cell
+        for basis in DIAGONAL
+        for steps in RANGES
+        for cell in trainings(
+            functools.partial(recipe.digits, scale, basis, steps),
+            size.budget.learning_rates,
+            size.seeds,
+            task="digits",
+            basis=basis,
+            steps=span(steps),
+        )
+    ]
+    return trained + [
         Cell(
             slug(measure, f"step{step:g}"),
             {"measure": measure, "step": step, "seed": 0},
             recipe.job(scale, measure, step),
         )
         for measure in MEASURES
-        for step in recipe.SIZES[scale].steps
+        for step in size.steps
     ]
+
+
+def span(steps: tuple[float, float]) -> str:
+    """A range of step sizes in words."""
+    return f"{steps[0]:g} to {steps[1]:g}"
 
 
 def error(rows: Rows, kind: str, measure: str, step: float, log: bool = False) -> float:
@@ -60,20 +83,38 @@ def logs(rows: Rows, kind: str) -> dict[str, dict[float, float]]:
     return {measure: {step: error(rows, kind, measure, step, log=True) for step in steps} for measure in MEASURES}
 
 
+def accuracies(rows: Rows) -> dict[str, dict[str, float]]:
+    """Of the trained classifiers, by basis and range of step sizes."""
+    found = rows.where(task="digits")
+    return {b: {span(r): found.stat(ACCURACY, basis=b, steps=span(r)).mean for r in RANGES} for b in DIAGONAL}
+
+
 # Claims
+
+
+def variances(found: dict[str, dict[Any, float]]) -> tuple[float, float]:
+    """Of numbers by basis and step size: the variance of their means over step sizes, and over bases."""
+    by_basis = [statistics.fmean(row.values()) for row in found.values()]
+    by_step = [statistics.fmean(column) for column in zip(*(row.values() for row in found.values()), strict=True)]
+    return statistics.pvariance(by_step), statistics.pvariance(by_basis)
 
 
 def step_matters_more(kind: str) -> Any:
     """The variance of the mean log error over step sizes against that over bases."""
 
     def test(rows: Rows) -> Finding:
-        found = logs(rows, kind)
-        by_basis = [statistics.fmean(errors.values()) for errors in found.values()]
-        by_step = [statistics.fmean(errors[step] for errors in found.values()) for step in found[MEASURES[0]]]
-        steps, bases = statistics.pvariance(by_step), statistics.pvariance(by_basis)
+        steps, bases = variances(logs(rows, kind))
         return Finding(steps > bases, f"variance of log10 of the error: {steps:.3f} by step, {bases:.3f} by basis")
 
     return test
+
+
+def steps_matter_when_trained(rows: Rows) -> Finding:
+    found = accuracies(rows)
+    steps, bases = variances(found)
+    means = {name: statistics.fmean(row[name] for row in found.values()) for name in map(span, RANGES)}
+    evidence = f"variance of the accuracy: {steps:.5f} by range, {bases:.5f} by basis; by range {listed(means.items())}"
+    return Finding(steps > bases, evidence)
 
 
 def collapses(rows: Rows) -> Finding:
@@ -103,6 +144,11 @@ CLAIMS = (
         step_matters_more("delay"),
     ),
     Claim("It does for reconstruction", f"{PAPER}, section on timescales", step_matters_more("reconstruction")),
+    Claim(
+        "It does for trained classifiers: the range of step sizes matters more than the initial basis",
+        f"{PAPER} and {S4D}, ablations of the initialisation",
+        steps_matter_when_trained,
+    ),
     Claim("A delay beyond the window cannot be decoded", f"{PAPER}, delay task", collapses),
     Claim(
         "At a known lag, bases with a window do better than LegS", f"{PAPER}, delay task", windows_win_at_a_known_lag
@@ -115,7 +161,7 @@ CLAIMS = (
 
 
 def markdown(rows: Rows) -> str:
-    """Log errors of every basis by step size, for both tasks."""
+    """Log errors of every basis by step size, for both tasks, and accuracies of the trained classifiers."""
     steps = sorted(rows.values("step"))
     parts = []
     for kind in KINDS:
@@ -124,8 +170,16 @@ def markdown(rows: Rows) -> str:
             for measure in MEASURES
         ]
         parts.append(f"{kind.capitalize()}:\n\n{grid(['basis', *(f'step {step:g} / lag' for step in steps)], lines)}")
+    trained = rows.where(task="digits")
+    lines = [[b, *(trained.find(ACCURACY, basis=b, steps=span(steps)) for steps in RANGES)] for b in DIAGONAL]
+    header = ["initial basis of S4D", *(f"step sizes {span(steps)}" for steps in RANGES)]
+    accuracy = f"Digits, trained, accuracy:\n\n{grid(header, lines)}"
     return "\n\n".join(
-        [*parts, "Numbers are log10 of the square error relative to the input's power. The paper draws curves."]
+        [
+            *parts,
+            accuracy,
+            "Errors: log10 of the square error over the input's power. The paper draws curves.",
+        ]
     )
 
 
@@ -134,9 +188,17 @@ def _shown(rows: Rows, kind: str, measure: str, step: float) -> list[float]:
 
 
 def draw(rows: Rows, figure: Any) -> None:
-    """Errors by step size, a curve per basis."""
-    figure.set_size_inches(9, 4)
-    for axes, kind in zip(figure.subplots(1, len(KINDS)), KINDS, strict=True):
+    """Errors by step size, a curve per basis; accuracies of trained classifiers by range."""
+    figure.set_size_inches(13, 4)
+    *untrained, trained = figure.subplots(1, len(KINDS) + 1)
+    found = rows.where(task="digits")
+    for basis in DIAGONAL:
+        points = [(i, found.find(ACCURACY, basis=basis, steps=span(steps))) for i, steps in enumerate(RANGES)]
+        line(trained, points, basis)
+    trained.set(xlabel="initial step sizes", ylabel="accuracy", title="digits, trained S4D")
+    trained.set_xticks(range(len(RANGES)), [span(steps) for steps in RANGES])
+    legend(trained)
+    for axes, kind in zip(untrained, KINDS, strict=True):
         for measure in MEASURES:
             points = sorted((row["step"], row[f"{kind}/error"]) for row in rows.where(measure=measure))
             axes.plot([x for x, _ in points], [y for _, y in points], "o-", label=NAMES[measure])
@@ -150,8 +212,9 @@ def draw(rows: Rows, figure: Any) -> None:
 TABLE = Table(
     "hippo",
     "HiPPO bases by their step size",
-    f"{PAPER}. Nothing is trained: a delay is read out by the best linear map, and the past is decoded by the basis. "
-    "Dotted: where the window of LegT and FouT is as long as the lag.",
+    f"{PAPER}. A delay is read out by the best linear map and the past decoded by the basis, without training; digits, "
+    "read pixel by pixel, train classifiers of two S4D layers. Dotted: where the window of LegT and FouT is as long as "
+    "the lag.",
     cells,
     CLAIMS,
     markdown,
