@@ -64,8 +64,8 @@ SIZES = {
         vocab_size=64,
         num_pairs=(2, 4, 8),
         num_tokens=8,
-        recall=Budget(300, 64, (1e-2,), "muon"),
-        copying=Budget(300, 64, (1e-2,), "muon"),
+        recall=Budget(1000, 64, (1e-2,), "muon"),
+        copying=Budget(1000, 64, (1e-2,), "muon"),
     ),
     "gpu": Size(
         dim=128,
