@@ -6,6 +6,9 @@ all.
 Command: ``python train.py --config configs/tables/mom.py``.
 Duration: not measured. Expected score: not measured.
 
+At the small scales a block of attention to two tokens stands in front, so that a pair is one token when it reaches the
+memories, and these have no convolutions: their states are then what is compared, and pairs need not be learnt first.
+
 What MoM is held against is its inner mixer, plain, and with heads so wide that it has MoM's parameters, the parameters
 that a token uses in MoM, or the bytes of all its memories' state. Widths are whole numbers, so they match within 3 %.
 """
@@ -20,7 +23,7 @@ from configs.tables._recipe import Budget, mqar, recall, small
 from eval.perplexity import PerplexityConfig
 from eval.recall import RecallConfig
 from seqmodels.layers.mlp import MLPConfig
-from seqmodels.mixers import GatedDeltaNetConfig, MixerConfig, MixtureOfMemoriesConfig
+from seqmodels.mixers import AttentionConfig, GatedDeltaNetConfig, MixerConfig, MixtureOfMemoriesConfig
 from seqmodels.models import BlockConfig, LMConfig
 from seqmodels.train.experiment import Experiment
 
@@ -86,10 +89,10 @@ class Size:
 SIZES = {
     "tiny": Size(
         dim=16,
-        depth=1,
+        depth=2,
         num_heads=1,
         head_dim=8,
-        wide={"parameters": 21, "activated parameters": 15, "state bytes": 22},
+        wide={"parameters": 23, "activated parameters": 16, "state bytes": 18},
         seq_len=32,
         vocab_size=64,
         num_pairs=(2, 4),
@@ -100,20 +103,20 @@ SIZES = {
     "laptop": Size(
         dim=64,
         depth=2,
-        num_heads=1,  # of 8: the inner mixer holds few of 16 pairs
+        num_heads=1,  # of 8: the inner mixer holds few of 20 pairs
         head_dim=8,
-        wide={"parameters": 23, "activated parameters": 16, "state bytes": 22},
-        seq_len=64,
+        wide={"parameters": 23, "activated parameters": 16, "state bytes": 18},
+        seq_len=80,
         vocab_size=64,
-        num_pairs=(2, 4, 8, 16),
-        budget=Budget(400, 64, (1e-2,), "muon"),
+        num_pairs=(2, 5, 10, 20),
+        budget=Budget(400, 64, (4e-3, 1e-2), "muon"),
     ),
     "gpu": Size(
         dim=128,
         depth=4,
         num_heads=2,
         head_dim=32,
-        wide={"parameters": 84, "activated parameters": 58, "state bytes": 77},
+        wide={"parameters": 85, "activated parameters": 59, "state bytes": 72},
         seq_len=512,
         vocab_size=2048,
         num_pairs=(16, 32, 64, 128),
@@ -127,20 +130,25 @@ PAPER_SIZES = ("380M", "1.3B")
 
 
 def experiment(scale: str, variant: Variant, rate: float, seed: int, name: str) -> Experiment:
-    """A cell of a small scale: MQAR, blocks without MLP."""
+    """A cell of a small scale: MQAR, blocks without MLP, memories in all but the first one."""
     size = SIZES[scale]
-    block = BlockConfig(mixer(variant, size.num_heads, size.head_dim, size.wide), mlp=None)
-    model = LMConfig(size.dim, size.depth, (block,), vocab_size=size.vocab_size)
+    memory = mixer(variant, size.num_heads, size.head_dim, size.wide, conv_size=None)
+    pairing = BlockConfig(AttentionConfig(num_heads=2, window=2), mlp=None)
+    pattern = (pairing, *[BlockConfig(memory, mlp=None)] * (size.depth - 1))
+    model = LMConfig(size.dim, size.depth, pattern, vocab_size=size.vocab_size)
     data = mqar(size.vocab_size, size.seq_len, size.num_pairs)
     return small(name, model, data, size.budget, rate, seed, recall(size.examples))
 
 
-def mixer(variant: Variant, heads: int, head_dim: int, wide: dict[Match, int]) -> MixerConfig:
+def mixer(
+    variant: Variant, heads: int, head_dim: int, wide: dict[Match, int], conv_size: int | None = 4
+) -> MixerConfig:
     """The mixer of a variant; its balance loss is over the shares of all layers together, as in the public code."""
+    inner = GatedDeltaNetConfig(heads, head_dim=head_dim, expand_v=1.0, conv_size=conv_size)
     if isinstance(variant, Inner):
-        return GatedDeltaNetConfig(heads, head_dim=wide.get(variant.match, head_dim), expand_v=1.0)
+        return dataclasses.replace(inner, head_dim=wide.get(variant.match, head_dim))
     return MixtureOfMemoriesConfig(
-        GatedDeltaNetConfig(heads, head_dim=head_dim, expand_v=1.0),
+        inner,
         num_memories=variant.memories,
         top_k=min(2, variant.memories),
         shared_memory=variant.shared,
