@@ -8,14 +8,17 @@ from typing import Any, Literal
 from eval.recall import RecallConfig
 from seqmodels.data.base import Dataset
 from seqmodels.data.mqar import MQAR
-from seqmodels.mixers.attention import RotaryConfig
-from seqmodels.models import ModelConfig
+from seqmodels.mixers.attention import AttentionConfig, RotaryConfig
+from seqmodels.models import BlockConfig, ModelConfig
 from seqmodels.sharding import MeshConfig
 from seqmodels.train.experiment import CheckpointConfig, Experiment, LogConfig, OptimConfig, TrainConfig
 
 HALF = RotaryConfig(fraction=0.5)
 """Of attention that must learn recall in few steps: with all channels turning by position, the Transformer of the
 hybrid study stayed at chance on MQAR for 300 steps, and with half of them it found the key."""
+PAIRING = BlockConfig(AttentionConfig(num_heads=2, window=2), mlp=None)
+"""A first block that sees two tokens, so that a key with its value is one token when it reaches the memories: recall
+then depends on what these hold, and less on how soon they learn to pair."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ all.
 Command: ``python train.py --config configs/tables/mom.py``.
 Duration: not measured. Expected score: not measured.
 
-At the small scales a block of attention to two tokens stands in front, so that a pair is one token when it reaches the
-memories, and these have no convolutions: their states are then what is compared, and pairs need not be learnt first.
+At the small scales `PAIRING` stands in front, and the memories have no convolutions: their states are then what is
+compared.
 
 What MoM is held against is its inner mixer, plain, and with heads so wide that it has MoM's parameters, the parameters
 that a token uses in MoM, or the bytes of all its memories' state. Widths are whole numbers, so they match within 3 %.
@@ -19,11 +19,11 @@ import dataclasses
 from typing import Literal
 
 from configs.lm._recipe import at_1b3, at_340m
-from configs.tables._recipe import Budget, mqar, recall, small
+from configs.tables._recipe import PAIRING, Budget, mqar, recall, small
 from eval.perplexity import PerplexityConfig
 from eval.recall import RecallConfig
 from seqmodels.layers.mlp import MLPConfig
-from seqmodels.mixers import AttentionConfig, GatedDeltaNetConfig, MixerConfig, MixtureOfMemoriesConfig
+from seqmodels.mixers import GatedDeltaNetConfig, MixerConfig, MixtureOfMemoriesConfig
 from seqmodels.models import BlockConfig, LMConfig
 from seqmodels.train.experiment import Experiment
 
@@ -133,8 +133,7 @@ def experiment(scale: str, variant: Variant, rate: float, seed: int, name: str) 
     """A cell of a small scale: MQAR, blocks without MLP, memories in all but the first one."""
     size = SIZES[scale]
     memory = mixer(variant, size.num_heads, size.head_dim, size.wide, conv_size=None)
-    pairing = BlockConfig(AttentionConfig(num_heads=2, window=2), mlp=None)
-    pattern = (pairing, *[BlockConfig(memory, mlp=None)] * (size.depth - 1))
+    pattern = (PAIRING, *[BlockConfig(memory, mlp=None)] * (size.depth - 1))
     model = LMConfig(size.dim, size.depth, pattern, vocab_size=size.vocab_size)
     data = mqar(size.vocab_size, size.seq_len, size.num_pairs)
     return small(name, model, data, size.budget, rate, seed, recall(size.examples))

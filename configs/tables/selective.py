@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs.tables._recipe import Budget, mqar, recall, small
+from configs.tables._recipe import PAIRING, Budget, mqar, recall, small
 from eval.lengths import LengthsConfig
 from eval.recall import RecallConfig
 from seqmodels.data.base import Dataset
@@ -64,7 +64,7 @@ class Size:
 SIZES = {
     "tiny": Size(
         dim=16,
-        depth=1,
+        depth=2,
         head_dim=16,
         copying=Budget(3, 4, (3e-3,)),
         copying_length=16,
@@ -88,10 +88,10 @@ SIZES = {
         induction=Budget(1000, 32, (1e-2,), "muon"),
         induction_length=32,
         factors=(1, 2, 4, 8),
-        mqar=Budget(1000, 64, (1e-2,), "muon"),
-        mqar_length=64,
-        vocab_size=64,
-        num_pairs=(2, 4, 8, 16),
+        mqar=Budget(1200, 64, (1e-2,), "muon"),
+        mqar_length=32,
+        vocab_size=32,
+        num_pairs=(2, 4, 8),
     ),
     "gpu": Size(
         dim=64,
@@ -155,10 +155,11 @@ def budget(scale: str, task: str) -> Budget:
 
 
 def experiment(scale: str, task: str, mixer: str, rate: float, seed: int, name: str) -> Experiment:
-    """A cell: blocks of the mixer without MLP."""
+    """A cell: blocks of the mixer without MLP; for recall the first one is `PAIRING`."""
     size, data = SIZES[scale], dataset(scale, task)
     block = BlockConfig(fitted(tasks()[task][mixer], size, data), mlp=None)
-    model = LMConfig(size.dim, size.depth, (block,), vocab_size=-(-data.vocab_size // 8) * 8)
+    pattern = (PAIRING, *[block] * (size.depth - 1)) if task == RECALL else (block,)
+    model = LMConfig(size.dim, size.depth, pattern, vocab_size=-(-data.vocab_size // 8) * 8)
     return small(name, model, data, budget(scale, task), rate, seed, question(scale, task))
 
 
