@@ -6,8 +6,8 @@ Command: ``python train.py --config configs/tables/lmuformer.py``.
 Duration: not measured. Expected score: not measured.
 
 The classifiers read pictures of digits pixel by pixel and average over positions. As everywhere here, the embedding
-looks back only and nothing is normalised by statistics of a batch (see `seqmodels.mixers.lmu`); of the spiking model,
-the LMU spikes, embedding and MLP do not.
+looks back only and nothing is normalised by statistics of a batch (see `seqmodels.mixers.lmu`). All of the spiking
+model spikes but its head.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from configs.tables._recipe import Budget, small
 from eval.classification import ClassificationConfig
 from seqmodels.data.digits import MNIST, Digits
 from seqmodels.layers.mlp import MLPConfig
-from seqmodels.mixers import ConvEmbeddingConfig, LMUConfig
+from seqmodels.mixers import ConvEmbeddingConfig, LMUConfig, SpikingMLPConfig
 from seqmodels.models import BlockConfig, ClassifierConfig
 from seqmodels.train.experiment import Experiment
 
@@ -54,9 +54,10 @@ def model(variant: str, size: Size, length: int) -> ClassifierConfig:
     """The classifier of a variant, for pictures of `length` pixels."""
     spiking = variant == SPIKING
     memory = LMUConfig(size.memory_size * (1 + spiking), window=float(length), spiking=spiking)
-    mlp = MLPConfig(hidden=4 * size.dim, activation="gelu") if variant in (LMUFORMER, SPIKING) else None
-    embedding = () if variant == LMU else (BlockConfig(ConvEmbeddingConfig(), mlp=None),)
-    pattern = (*embedding, BlockConfig(memory, mlp))
+    mlp = MLPConfig(hidden=4 * size.dim, activation="gelu") if variant == LMUFORMER else None
+    embedding = () if variant == LMU else (BlockConfig(ConvEmbeddingConfig(spiking=spiking), mlp=None),)
+    channels = (BlockConfig(SpikingMLPConfig(), mlp=None),) if spiking else ()
+    pattern = (*embedding, BlockConfig(memory, mlp), *channels)
     return ClassifierConfig(size.dim, len(pattern), pattern, num_classes=10)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 from jaxtyping import Float, Int
 
@@ -58,3 +60,19 @@ def integrate_and_fire(
 
     fired, state = scan_tokens(step, state.astype(dtype), x.astype(dtype), segment_ids)
     return fired.astype(x.dtype), state
+
+
+class Neurons:
+    """The non-linearities of one call, in the order in which they are used; `after` gathers their potentials."""
+
+    def __init__(self, potentials: Sequence[Array], segment_ids: Array | None, tau: float, spiking: bool = True):
+        self.before, self.segment_ids, self.tau, self.spiking = iter(potentials), segment_ids, tau, spiking
+        self.after: list[Array] = []
+
+    def fire(self, x: Array, threshold: float) -> Array:
+        """Spikes of ``x [B,T,D]``; ``relu(x)`` in a layer without spikes."""
+        if not self.spiking:
+            return jax.nn.relu(x)
+        fired, potential = integrate_and_fire(x, next(self.before), self.segment_ids, tau=self.tau, threshold=threshold)
+        self.after.append(potential)
+        return fired

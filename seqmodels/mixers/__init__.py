@@ -55,3 +55,5 @@ from seqmodels.mixers.s5 import S5 as S5
 from seqmodels.mixers.s5 import S5Config as S5Config
 from seqmodels.mixers.seqboat import SeqBoat as SeqBoat
 from seqmodels.mixers.seqboat import SeqBoatConfig as SeqBoatConfig
+from seqmodels.mixers.spiking_mlp import SpikingMLP as SpikingMLP
+from seqmodels.mixers.spiking_mlp import SpikingMLPConfig as SpikingMLPConfig

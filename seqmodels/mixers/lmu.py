@@ -3,7 +3,7 @@
 ``u = relu(w_u x + b_u)`` is one scalar per token; a fixed linear memory holds N Legendre coefficients m of its last θ
 values (`layers.legendre_memory`); ``h = relu(W_h [m; x] + b_h)`` and ``y = W_o h + b_o``. No h or m feeds back into u,
 so training is parallel and decoding a recurrence. LMUFormer is `ConvEmbeddingConfig`, then blocks of this mixer and a
-gelu MLP of ratio 4.
+gelu MLP of ratio 4, or, where it spikes, a block of this mixer and one of `SpikingMLPConfig`.
 
 Spiking: every ReLU becomes a leaky integrate-and-fire neuron whose time is the sequence (`layers.spiking`); neurons
 with half the threshold turn x into spikes first, and others turn the memory, itself real, into spikes before ``W_h``.
@@ -19,7 +19,6 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from seqmodels.axes import Array
@@ -27,7 +26,7 @@ from seqmodels.errors import UserError
 from seqmodels.layers.legendre_memory import legendre_memory
 from seqmodels.layers.linear import Linear
 from seqmodels.layers.norm import Affine
-from seqmodels.layers.spiking import integrate_and_fire
+from seqmodels.layers.spiking import Neurons
 from seqmodels.mixers import parts
 from seqmodels.mixers.base import Context, Cursor, Mixer, MixerConfig
 
@@ -90,7 +89,7 @@ class LMU(Mixer):
         cfg = self.cfg
         held = self.init_state(x.shape[0]) if state is None else state
         entry = held.cursor.enter(segment_ids, x.shape[1])
-        neurons = Neurons(cfg, entry.carried(held.potentials), segment_ids)
+        neurons = Neurons(entry.carried(held.potentials), segment_ids, cfg.tau, cfg.spiking)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "use_bias": True}
         truncated = nn.initializers.truncated_normal(0.02)
         if cfg.spiking:
@@ -115,20 +114,3 @@ class LMU(Mixer):
         widths = (D, 1, N, D) if self.cfg.spiking else ()
         potentials = tuple(jnp.zeros((batch, width), jnp.float32) for width in widths)
         return LMUState(Cursor.zeros(batch), jnp.zeros((batch, N), jnp.float32), potentials)
-
-
-class Neurons:
-    """The non-linearities of one call, in the order in which they are used; `after` gathers their potentials."""
-
-    def __init__(self, cfg: LMUConfig, potentials: tuple[Array, ...], segment_ids: Array | None):
-        self.cfg, self.before, self.segment_ids = cfg, iter(potentials), segment_ids
-        self.after: list[Array] = []
-
-    def fire(self, x: Array, threshold: float) -> Array:
-        """Spikes of ``x [B,T,·]``; ``relu(x)`` in a layer without spikes."""
-        if not self.cfg.spiking:
-            return jax.nn.relu(x)
-        options = {"tau": self.cfg.tau, "threshold": threshold}
-        fired, potential = integrate_and_fire(x, next(self.before), self.segment_ids, **options)
-        self.after.append(potential)
-        return fired

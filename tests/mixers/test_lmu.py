@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seqmodels.errors import UserError
-from seqmodels.mixers import ConvEmbeddingConfig, LMUConfig
+from seqmodels.mixers import ConvEmbeddingConfig, LMUConfig, SpikingMLPConfig
 from seqmodels.ops import hippo
 from seqmodels.sharding import unbox
 from tests.contracts import laws
@@ -52,12 +52,14 @@ def test_the_layer(cfg):
 
 
 @pytest.mark.parametrize("law", [laws.check_split, laws.check_segments, laws.check_padding])
-def test_the_spiking_layer_keeps_the_laws(law):
-    law(SPIKING)
+@pytest.mark.parametrize("cfg", [SPIKING, ConvEmbeddingConfig(num_convs=1, spiking=True)], ids=["memory", "embedding"])
+def test_spiking_layers_keep_the_laws(law, cfg):
+    law(cfg)
 
 
-def test_the_embedding():
-    cfg = ConvEmbeddingConfig(num_convs=2)
+@pytest.mark.parametrize("spiking", [False, True], ids=["plain", "spiking"])
+def test_the_embedding(spiking):
+    cfg = ConvEmbeddingConfig(num_convs=2, spiking=spiking)
     params = parameters(cfg)
     y, _, _ = jax.jit(lambda params, x: cfg.make(D).apply({"params": params}, x))(params, X)
 
@@ -66,10 +68,30 @@ def test_the_embedding():
         return sum(padded[i : i + T] @ p[name]["conv"]["kernel"][i * D : (i + 1) * D] for i in range(3))
 
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    affine = lambda x, name: x * p[name]["scale"] + p[name]["bias"]  # noqa: E731
     c = np.asarray(X[0], np.float64)
+    if spiking:  # the last of the first convolutions is bare
+        c = conv(fire(affine(conv(c, "conv_0"), "norm_0"), 1.0), "conv_1")
+        fired = fire(affine(c, "norm_residual"), 1.0)
+        assert 0 < fired.mean() < 1
+        assert relative_error(y[0], c + conv(fired, "conv_residual")) <= 1e-5
+        return
     for i in range(2):
-        c = np.maximum(conv(c, f"conv_{i}"), 0) * p[f"norm_{i}"]["scale"] + p[f"norm_{i}"]["bias"]
+        c = affine(np.maximum(conv(c, f"conv_{i}"), 0), f"norm_{i}")
     assert relative_error(y[0], c + conv(c, "conv_residual")) <= 1e-5
+
+
+def test_the_spiking_mlp():
+    cfg = SpikingMLPConfig(ratio=2)
+    params = parameters(cfg)
+    y, _, _ = jax.jit(lambda params, x: cfg.make(D).apply({"params": params}, 4 * x))(params, X)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    linear = lambda x, name: x @ p[name]["kernel"] + p[name]["bias"]  # noqa: E731
+    affine = lambda x, name: x * p[name]["scale"] + p[name]["bias"]  # noqa: E731
+    first = fire(affine(4 * np.asarray(X[0], np.float64), "norm"), 1.0)
+    second = fire(affine(linear(first, "up_proj"), "up_norm"), 1.0)
+    assert 0 < first.mean() < 1 and 0 < second.mean() < 1
+    assert relative_error(y[0], linear(second, "down_proj")) <= 1e-5
 
 
 def test_the_speech_model_has_the_published_size():

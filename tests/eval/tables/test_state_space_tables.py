@@ -15,7 +15,14 @@ from eval.tables.command import SCALES, distinct
 from eval.tables.rows import Rows, from_csv, to_csv
 from eval.tables.training import costs
 from seqmodels.config import check_types, from_json, to_json
-from seqmodels.mixers import AttentionConfig, ConvEmbeddingConfig, HyenaConfig, LMUConfig, SeqBoatConfig
+from seqmodels.mixers import (
+    AttentionConfig,
+    ConvEmbeddingConfig,
+    HyenaConfig,
+    LMUConfig,
+    SeqBoatConfig,
+    SpikingMLPConfig,
+)
 from seqmodels.validate import check_schedule, check_vocabulary
 from tests.eval.tables.test_tables import by_name, setting, status, without
 
@@ -103,9 +110,11 @@ def test_variants_of_lmuformer_differ_by_what_they_are_named_for():
     made = {variant: lmuformer_recipe.model(variant, size, 64) for variant in lmuformer.VARIANTS}
     kinds = [[(type(block.mixer), block.mlp is not None) for block in m.layers] for m in made.values()]
     embedding, bare, whole = (ConvEmbeddingConfig, False), (LMUConfig, False), (LMUConfig, True)
-    assert kinds == [[bare], [embedding, bare], [embedding, whole], [embedding, whole]]
-    last = made[lmuformer.SPIKING].layers[-1].mixer
-    assert isinstance(last, LMUConfig) and last.spiking and last.memory_size == 2 * size.memory_size
+    channels = (SpikingMLPConfig, False)
+    assert kinds == [[bare], [embedding, bare], [embedding, whole], [embedding, bare, channels]]
+    first, memory, _ = (block.mixer for block in made[lmuformer.SPIKING].layers)
+    assert isinstance(first, ConvEmbeddingConfig) and first.spiking
+    assert isinstance(memory, LMUConfig) and memory.spiking and memory.memory_size == 2 * size.memory_size
 
 
 # Claims
