@@ -43,6 +43,7 @@ class Memories:
     memories: int = 4
     shared: bool = True
     balance_weight: float = 1e-2
+    top_k: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ VARIANTS: tuple[Variant, ...] = (
     Memories(shared=False),
     Memories(balance_weight=0.0),
     Memories(balance_weight=1e-3),
+    Memories(top_k=1),  # ours: every pair in one memory instead of two, and so twice the room
     Inner(),
     *(Inner(match) for match in MATCHED),
 )
@@ -149,7 +151,7 @@ def mixer(
     return MixtureOfMemoriesConfig(
         inner,
         num_memories=variant.memories,
-        top_k=min(2, variant.memories),
+        top_k=min(variant.top_k, variant.memories),
         shared_memory=variant.shared,
         balance="pooled",
         balance_weight=variant.balance_weight,

@@ -67,7 +67,8 @@ def label(variant: Variant) -> str:
     if isinstance(variant, Inner):
         return "inner mixer" if variant.match == "nothing" else f"inner mixer, equal {variant.match}"
     shared = "shared" if variant.shared else "no shared"
-    return f"MoM {variant.memories}, {shared}, balance {variant.balance_weight:g}"
+    routed = "" if variant.top_k == Memories.top_k else f", top {variant.top_k}"
+    return f"MoM {variant.memories}{routed}, {shared}, balance {variant.balance_weight:g}"
 
 
 # Where a number stands
