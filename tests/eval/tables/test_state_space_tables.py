@@ -183,7 +183,7 @@ BAD = [
     (selective.TABLE, "Selective step size", selectivity(setting("lengths/accuracy@64", 0.9, mixer="S4D"))),
     (selective.TABLE, "Selective step size", selectivity(setting("lengths/accuracy@64", 0.9, mixer="Mamba"))),
     (selective.TABLE, "Selective step size", selectivity(setting("lengths/accuracy@64", 0.9, mixer=selective.NOTHING))),
-    (selective.TABLE, "Mamba solves induction", selectivity(setting("lengths/accuracy@64", 0.9, mixer="S4"))),
+    (selective.TABLE, "Mamba solves induction", selectivity(setting("lengths/accuracy@64", 0.9, mixer="Mamba"))),
     (selective.TABLE, "Mamba's induction", selectivity(setting("lengths/accuracy@512", 0.9, mixer="Mamba"))),
     (selective.TABLE, "Mamba's induction", selectivity(setting("lengths/accuracy@512", 0.9, mixer="Hyena"))),
     (selective.TABLE, "N of 64 and 256", selectivity(setting(HARD, 0.52, mixer="Mamba-2, N=64"))),
