@@ -173,7 +173,7 @@ CLAIMS = (
     Claim("Selective step size, B and C solve selective copying; fixed ones do not", f"{PAPER}, blocks", copies),
     Claim(
         "Of what follows the token, the step size is worth more than B and C",
-        f"{PAPER}, ablation, there by perplexity",
+        f"{PAPER}, ablation; there B and C one by one, and by perplexity",
         step_or_maps_help,
         asserted=False,
     ),
