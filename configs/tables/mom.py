@@ -63,6 +63,7 @@ VARIANTS: tuple[Variant, ...] = (
     Memories(shared=False),
     Memories(balance_weight=0.0),
     Memories(balance_weight=1e-3),
+    Memories(balance_weight=1e-1),  # ours: a weight at which the load is even
     Memories(top_k=1),  # ours: every pair in one memory instead of two, and so twice the room
     Inner(),
     *(Inner(match) for match in MATCHED),

@@ -196,7 +196,7 @@ def draw(rows: Rows, figure: Any) -> None:
         by_number.set_xticks(numbers)
     most = max(metrics, default=0)
     by_number.set(xlabel="memories", ylabel=f"MQAR accuracy at {most} pairs", title="Number of memories")
-    weights = (0.0, 1e-3, 1e-2)
+    weights = (0.0, 1e-3, 1e-2, 1e-1)
     points = [(i, found.find(LOAD, variant=label(Memories(balance_weight=w)))) for i, w in enumerate(weights)]
     line(by_weight, points, "MoM")
     by_weight.axhline(1.0, color="black", linestyle="--")
