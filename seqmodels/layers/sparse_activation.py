@@ -93,8 +93,9 @@ class SparseActivation(nn.Module):
 
     ``y [B,T,·]`` is zero at tokens without a place. `run` is any module on the packed tokens: ``lambda rows, packing:
     (mlp(rows), None)``, or a sequence mixer that is told by ``packing.compress`` which document every packed token
-    belongs to. What it hands back beside its outputs is `handed`. ``aux`` has ``stat/activation``, the share of real
-    tokens that are active, and ``stat/overflow``, the share of active ones that found no place.
+    belongs to. What it hands back beside its outputs is `handed`. ``aux`` has ``stat/activation``, the share a of real
+    tokens that are active, ``stat/activation_spread``, ``4 a (1 - a)``, which is 0 where all or none are and in a mean over
+    layers only where that is so in all of them, and ``stat/overflow``, the share of active ones that found no place.
     """
 
     capacity: float | None = None  # places of a packed row per token of the call; None: one each
@@ -117,8 +118,10 @@ class SparseActivation(nn.Module):
         y = packing.extract(rows)
         y = (y * weight.reshape(*weight.shape, *[1] * (y.ndim - 2))).astype(rows.dtype)
         total = jnp.sum(active)
+        share = total / jnp.maximum(jnp.sum(real), 1)
         aux = {
-            "stat/activation": total / jnp.maximum(jnp.sum(real), 1),
+            "stat/activation": share,
+            "stat/activation_spread": 4.0 * share * (1.0 - share),
             "stat/overflow": 1.0 - jnp.sum(packing.count) / jnp.maximum(total, 1) - (total == 0),
         }
         return y, handed, jax.tree.map(lambda value: value.astype(jnp.float32), aux)

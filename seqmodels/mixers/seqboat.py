@@ -112,7 +112,7 @@ class SeqBoatState(NamedTuple):
 class SeqBoat(Mixer):
     """``[B,T,D] -> [B,T,D]``; see the module's docstring and `SeqBoatConfig`.
 
-    ``aux``: ``stat/activation`` and ``stat/overflow``, as `SparseActivation` has them.
+    ``aux``: ``stat/activation``, ``stat/activation_spread`` and ``stat/overflow``, as `SparseActivation` has them.
     """
 
     cfg: SeqBoatConfig

@@ -64,7 +64,9 @@ def test_a_token_wise_module_equals_the_dense_masked_form():
     y, _, aux = apply(run, real=real)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
     assert aux["stat/overflow"] == 0
-    assert aux["stat/activation"] == pytest.approx(float(active.sum() / real.sum()))
+    share = float(active.sum() / real.sum())
+    assert aux["stat/activation"] == pytest.approx(share)
+    assert aux["stat/activation_spread"] == pytest.approx(4 * share * (1 - share))
     enough, _, aux = apply(run, real=real, capacity=most / T)
     np.testing.assert_allclose(enough, expected, rtol=1e-5, atol=1e-6)
     assert aux["stat/overflow"] == pytest.approx(0, abs=1e-6)
