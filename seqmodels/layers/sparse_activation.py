@@ -94,8 +94,8 @@ class SparseActivation(nn.Module):
     ``y [B,T,·]`` is zero at tokens without a place. `run` is any module on the packed tokens: ``lambda rows, packing:
     (mlp(rows), None)``, or a sequence mixer that is told by ``packing.compress`` which document every packed token
     belongs to. What it hands back beside its outputs is `handed`. ``aux`` has ``stat/activation``, the share a of real
-    tokens that are active, ``stat/activation_spread``, ``4 a (1 - a)``, which is 0 where all or none are and in a mean over
-    layers only where that is so in all of them, and ``stat/overflow``, the share of active ones that found no place.
+    tokens that are active; ``stat/activation_spread``, ``4 a (1 - a)``, whose mean over layers is 0 only where all
+    layers take all tokens or none; and ``stat/overflow``, the share of active ones that found no place.
     """
 
     capacity: float | None = None  # places of a packed row per token of the call; None: one each
