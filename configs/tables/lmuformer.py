@@ -42,7 +42,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(16, 8, "digits", Budget(3, 4, (3e-3,)), seeds=1),
-    "laptop": Size(64, 32, "digits", Budget(300, 32, (5e-3,), "muon")),
+    "laptop": Size(64, 32, "digits", Budget(600, 32, (5e-3,), "muon")),
     "gpu": Size(128, 256, "permuted MNIST", Budget(4000, 100, (1e-3, 3e-3))),
     # Published: hidden 346, N = 468, Adam at 1e-3 for 50 epochs of batches of 100, on a 1 x 1 convolution instead of
     # the embedding of speech, with the last step as output where it spikes, and chosen on the test set; ours differ.
