@@ -83,7 +83,7 @@ def _walk(call: Call, a: Array, b: Array, state: Array, reverse: bool) -> Array:
     """``h_t = a_t h_{t-1} + b_t`` from `state`, or from the last token to the first: ``[B,T,D]``."""
     B, T, D = b.shape
     chunks = -(-T // call.C)
-    grid = (-(-D // BLOCK), chunks, B)
+    grid = (chunks, -(-D // BLOCK), B)  # only the first axis may exceed 65,535
     before = state[:, None]
     if chunks > 1:
         borders = like(b, (B, chunks, D))
@@ -138,8 +138,8 @@ class _Rows:
 
     def __init__(self, C: int, T: int, reverse: bool, D: int):
         self.C, self.T, self.reverse = C, T, reverse
-        self.n, self.b = pl.program_id(1), pl.program_id(2)
-        self.channels = pl.program_id(0) * BLOCK + jax.lax.broadcasted_iota(jnp.int32, (BLOCK,), 0)
+        self.n, self.b = pl.program_id(0), pl.program_id(2)
+        self.channels = pl.program_id(1) * BLOCK + jax.lax.broadcasted_iota(jnp.int32, (BLOCK,), 0)
         self.exist = self.channels < D
 
     def border(self, ref: Any) -> Any:

@@ -66,8 +66,8 @@ class Sizes:
         return self.G * -(-(self.D // self.G) // self.block)
 
     def grid(self, batch: int) -> tuple[int, int, int]:
-        """One program for every chunk of every block of channels."""
-        return self.blocks, self.chunks, batch
+        """One program for every chunk of every block of channels; only the first axis may exceed 65,535."""
+        return self.chunks, self.blocks, batch
 
 
 class _Token(NamedTuple):
@@ -104,8 +104,8 @@ class _Chunk(_Block):
     """M channels of a group in a chunk."""
 
     def __init__(self, sizes: Sizes, operands: Operands):
-        super().__init__(sizes, pl.program_id(0), pl.program_id(2))
-        self.n, self.given = pl.program_id(1), operands
+        super().__init__(sizes, pl.program_id(1), pl.program_id(2))
+        self.n, self.given = pl.program_id(0), operands
         self.A = _load(operands.A.at[self.states, self.channels], self.whole)
         row = lambda ref: None if ref is None else _load(ref.at[self.channels], self.own)  # noqa: E731
         self.D, self.bias = row(operands.D), row(operands.delta_bias)
