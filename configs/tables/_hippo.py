@@ -26,9 +26,10 @@ FITTING = 2.0
 BEYOND = 4.0
 """A step at which it is half as long."""
 
+DIGITS = "digits"
 DIAGONAL = ("legs", "lin", "inv", "fout")
 """Initial systems of S4D."""
-RANGES = ((1e-4, 1e-3), (1e-2, 1e-1), (1.0, 10.0))
+RANGES = {"0.0001 to 0.001": (1e-4, 1e-3), "0.01 to 0.1": (1e-2, 1e-1), "1 to 10": (1.0, 10.0)}
 """Initial step sizes: windows far longer than a picture's 64 pixels, about as long, and of a pixel."""
 LAPTOP = Budget(400, 32, (1e-2,), "muon")
 
@@ -63,10 +64,10 @@ def job(scale: str, measure: str, step: float) -> Memory:
     return Memory(measure, size.state_size, size.lag, step, signals=size.signals)
 
 
-def digits(scale: str, basis: str, steps: tuple[float, float], rate: float, seed: int, name: str) -> Experiment:
+def classify(scale: str, task: str, basis: str, steps: str, rate: float, seed: int, name: str) -> Experiment:
     """A classifier that starts from a basis and a range of step sizes; its systems learn at a tenth of the rate."""
-    size, data = SIZES[scale], Digits()
-    mixer = S4DConfig(init=basis, dt_min=steps[0], dt_max=steps[1])  # pyright: ignore[reportArgumentType]
+    size, data, (least, most) = SIZES[scale], {DIGITS: Digits()}[task], RANGES[steps]
+    mixer = S4DConfig(init=basis, dt_min=least, dt_max=most)  # pyright: ignore[reportArgumentType]
     model = classifier(data, mixer, dim=size.dim, depth=2, numbers=True)
     made = small(name, model, data, size.budget, rate, seed, ClassificationConfig(batch_size=32))
     return dataclasses.replace(made, optim=dataclasses.replace(made.optim, system_learning_rate=rate / 10))

@@ -63,7 +63,7 @@ VARIANTS: tuple[Variant, ...] = (
     Memories(shared=False),
     Memories(balance_weight=0.0),
     Memories(balance_weight=1e-3),
-    Memories(balance_weight=1e-1),  # ours: a weight at which the load is even
+    Memories(balance_weight=1e-1),  # ours
     Memories(top_k=1),  # ours: every pair in one memory instead of two, and so twice the room
     Inner(),
     *(Inner(match) for match in MATCHED),
@@ -112,7 +112,7 @@ SIZES = {
         seq_len=80,
         vocab_size=64,
         num_pairs=(2, 5, 10, 20),
-        budget=Budget(400, 64, (4e-3,), "muon"),  # the better of this and 1e-2 in single runs of MoM and one wide state
+        budget=Budget(400, 64, (4e-3,), "muon"),  # better than 1e-2 in single runs, heads of 6
     ),
     "gpu": Size(
         dim=128,

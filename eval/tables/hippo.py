@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from configs.tables import _hippo as recipe
-from configs.tables._hippo import BEYOND, DIAGONAL, FITTING, MEASURES, RANGES, WINDOWED
+from configs.tables._hippo import BEYOND, DIAGONAL, DIGITS, FITTING, MEASURES, RANGES, WINDOWED
 from eval.tables.cells import Cell, slug
 from eval.tables.claims import Claim, Finding, listed
 from eval.tables.command import Table, entry
@@ -29,19 +29,14 @@ NAMES = {"legs": "LegS", "legt": "LegT", "fourier": "FouT"}
 def cells(scale: str) -> list[Cell]:
     """Every basis at every step size, untrained and trained."""
     size = recipe.SIZES[scale]
-    trained = [
-        cell
-        for basis in DIAGONAL
-        for steps in RANGES
-        for cell in trainings(
-            functools.partial(recipe.digits, scale, basis, steps),
-            size.budget.learning_rates,
-            size.seeds,
-            task="digits",
-            basis=basis,
-            steps=span(steps),
-        )
-    ]
+    trained = trainings(
+        functools.partial(recipe.classify, scale),
+        size.budget.learning_rates,
+        size.seeds,
+        task=(DIGITS,),
+        basis=DIAGONAL,
+        steps=RANGES,
+    )
     return trained + [
         Cell(
             slug(measure, f"step{step:g}"),
@@ -51,11 +46,6 @@ def cells(scale: str) -> list[Cell]:
         for measure in MEASURES
         for step in size.steps
     ]
-
-
-def span(steps: tuple[float, float]) -> str:
-    """A range of step sizes in words."""
-    return f"{steps[0]:g} to {steps[1]:g}"
 
 
 def error(rows: Rows, kind: str, measure: str, step: float, log: bool = False) -> float:
@@ -85,8 +75,8 @@ def logs(rows: Rows, kind: str) -> dict[str, dict[float, float]]:
 
 def accuracies(rows: Rows) -> dict[str, dict[str, float]]:
     """Of the trained classifiers, by basis and range of step sizes."""
-    found = rows.where(task="digits")
-    return {b: {span(r): found.stat(ACCURACY, basis=b, steps=span(r)).mean for r in RANGES} for b in DIAGONAL}
+    found = rows.where(task=DIGITS)
+    return {b: {r: found.stat(ACCURACY, basis=b, steps=r).mean for r in RANGES} for b in DIAGONAL}
 
 
 # Claims
@@ -112,7 +102,7 @@ def step_matters_more(kind: str) -> Any:
 def steps_matter_when_trained(rows: Rows) -> Finding:
     found = accuracies(rows)
     steps, bases = variances(found)
-    means = {name: statistics.fmean(row[name] for row in found.values()) for name in map(span, RANGES)}
+    means = {name: statistics.fmean(row[name] for row in found.values()) for name in RANGES}
     evidence = f"variance of the accuracy: {steps:.5f} by range, {bases:.5f} by basis; by range {listed(means.items())}"
     return Finding(steps > bases, evidence)
 
@@ -170,9 +160,9 @@ def markdown(rows: Rows) -> str:
             for measure in MEASURES
         ]
         parts.append(f"{kind.capitalize()}:\n\n{grid(['basis', *(f'step {step:g} / lag' for step in steps)], lines)}")
-    trained = rows.where(task="digits")
-    lines = [[b, *(trained.find(ACCURACY, basis=b, steps=span(steps)) for steps in RANGES)] for b in DIAGONAL]
-    header = ["initial basis of S4D", *(f"step sizes {span(steps)}" for steps in RANGES)]
+    trained = rows.where(task=DIGITS)
+    lines = [[b, *(trained.find(ACCURACY, basis=b, steps=steps) for steps in RANGES)] for b in DIAGONAL]
+    header = ["initial basis of S4D", *(f"step sizes {steps}" for steps in RANGES)]
     accuracy = f"Digits, trained, accuracy:\n\n{grid(header, lines)}"
     return "\n\n".join(
         [
@@ -191,12 +181,12 @@ def draw(rows: Rows, figure: Any) -> None:
     """Errors by step size, a curve per basis; accuracies of trained classifiers by range."""
     figure.set_size_inches(13, 4)
     *untrained, trained = figure.subplots(1, len(KINDS) + 1)
-    found = rows.where(task="digits")
+    found = rows.where(task=DIGITS)
     for basis in DIAGONAL:
-        points = [(i, found.find(ACCURACY, basis=basis, steps=span(steps))) for i, steps in enumerate(RANGES)]
+        points = [(i, found.find(ACCURACY, basis=basis, steps=steps)) for i, steps in enumerate(RANGES)]
         line(trained, points, basis)
     trained.set(xlabel="initial step sizes", ylabel="accuracy", title="digits, trained S4D")
-    trained.set_xticks(range(len(RANGES)), [span(steps) for steps in RANGES])
+    trained.set_xticks(range(len(RANGES)), list(RANGES))
     legend(trained)
     for axes, kind in zip(untrained, KINDS, strict=True):
         for measure in MEASURES:

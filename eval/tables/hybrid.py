@@ -47,14 +47,14 @@ def cells(scale: str) -> list[Cell]:
     return [
         cell
         for task in recipe.tasks()
-        for mixer, ratio in models(size.ratios)
+        for mixers, ratios in (((TRANSFORMER,), (FULL,)), (MIXERS, size.ratios))
         for cell in trainings(
-            functools.partial(recipe.experiment, scale, task, mixer, ratio),
+            functools.partial(recipe.experiment, scale),
             recipe.budget(scale, task).learning_rates,
             size.seeds,
-            task=task,
-            mixer=mixer,
-            ratio=ratio,
+            task=(task,),
+            mixer=mixers,
+            ratio=ratios,
         )
     ]
 

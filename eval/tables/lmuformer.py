@@ -36,16 +36,9 @@ NUMBERS = (
 def cells(scale: str) -> list[Cell]:
     """Every variant by learning rate and seed."""
     size = recipe.SIZES[scale]
-    return [
-        cell
-        for variant in VARIANTS
-        for cell in trainings(
-            functools.partial(recipe.experiment, scale, variant),
-            size.budget.learning_rates,
-            size.seeds,
-            variant=variant,
-        )
-    ]
+    return trainings(
+        functools.partial(recipe.experiment, scale), size.budget.learning_rates, size.seeds, variant=VARIANTS
+    )
 
 
 def accuracies(rows: Rows, *variants: str) -> dict[str, Stat]:

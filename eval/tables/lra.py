@@ -52,13 +52,12 @@ def cells(scale: str) -> list[Cell]:
         found = [
             cell
             for task in TASKS
-            for model in MODELS
             for cell in trainings(
-                functools.partial(recipe.experiment, scale, task, model),
+                functools.partial(recipe.experiment, scale),
                 size.budgets[task].learning_rates,
                 size.seeds,
-                task=task,
-                model=model,
+                task=(task,),
+                model=MODELS,
             )
         ]
         data, examples = size.listops, size.listops.heldout_examples

@@ -34,16 +34,9 @@ REPORTED = (
 def cells(scale: str) -> list[Cell]:
     """Every variant by learning rate and seed."""
     size = recipe.SIZES[scale]
-    return [
-        cell
-        for variant in VARIANTS
-        for cell in trainings(
-            functools.partial(recipe.experiment, scale, variant),
-            size.budget.learning_rates,
-            size.seeds,
-            variant=variant,
-        )
-    ]
+    return trainings(
+        functools.partial(recipe.experiment, scale), size.budget.learning_rates, size.seeds, variant=VARIANTS
+    )
 
 
 # Where a number stands

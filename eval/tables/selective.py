@@ -54,13 +54,12 @@ def cells(scale: str) -> list[Cell]:
     return [
         cell
         for task, mixers in recipe.tasks().items()
-        for mixer in mixers
         for cell in trainings(
-            functools.partial(recipe.experiment, scale, task, mixer),
+            functools.partial(recipe.experiment, scale),
             recipe.budget(scale, task).learning_rates,
             recipe.SIZES[scale].seeds,
-            task=task,
-            mixer=mixer,
+            task=(task,),
+            mixer=mixers,
         )
     ]
 

@@ -35,13 +35,12 @@ def cells(scale: str) -> list[Cell]:
     return [
         cell
         for task in recipe.tasks()
-        for mixer in MIXERS
         for cell in trainings(
-            functools.partial(recipe.experiment, scale, task, mixer),
+            functools.partial(recipe.experiment, scale),
             recipe.budget(scale, task).learning_rates,
             recipe.SIZES[scale].seeds,
-            task=task,
-            mixer=mixer,
+            task=(task,),
+            mixer=MIXERS,
         )
     ]
 

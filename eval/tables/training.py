@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from eval.tables.cells import Cell, Interrupted, slug
@@ -36,15 +37,14 @@ class Training:
 
 
 def trainings(
-    experiment: Callable[[float, int, str], Experiment], rates: Sequence[float], seeds: int, **labels: str
+    experiment: Callable[..., Experiment], rates: Sequence[float], seeds: int, **labels: Iterable[str]
 ) -> list[Cell]:
-    """A cell for every learning rate and seed: ``experiment(rate, seed, name)``, named by all of its labels."""
+    """A cell for every combination of labels, learning rate and seed: ``experiment(*labels, rate, seed, name)``."""
     found = []
-    for rate in rates:
-        for seed in range(seeds):
-            name = slug(*labels.values(), rate, f"s{seed}")
-            job = Training(experiment(rate, seed, name))
-            found.append(Cell(name, {**labels, "learning_rate": rate, "seed": seed}, job))
+    for *chosen, rate, seed in itertools.product(*labels.values(), rates, range(seeds)):
+        name = slug(*chosen, rate, f"s{seed}")
+        job = Training(experiment(*chosen, rate, seed, name))
+        found.append(Cell(name, dict(zip(labels, chosen)) | {"learning_rate": rate, "seed": seed}, job))
     return found
 
 

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from seqmodels.axes import Array
-from seqmodels.errors import UserError
 from seqmodels.layers.causal_conv import CausalConv
 from seqmodels.layers.norm import Affine
 from seqmodels.layers.spiking import Neurons
@@ -44,8 +43,7 @@ class ConvEmbeddingConfig(MixerConfig):
 
     def __post_init__(self):
         parts.require_positive(self, "num_convs", "conv_size", "tau", "threshold")
-        if self.tau < 1:
-            raise UserError(f"ConvEmbeddingConfig.tau={self.tau} overshoots the input; use at least 1 token")
+        parts.require_time_constant(self)
 
     @classmethod
     def tiny(cls) -> ConvEmbeddingConfig:

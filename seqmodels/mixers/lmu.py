@@ -22,7 +22,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from seqmodels.axes import Array
-from seqmodels.errors import UserError
 from seqmodels.layers.legendre_memory import legendre_memory
 from seqmodels.layers.linear import Linear
 from seqmodels.layers.norm import Affine
@@ -50,8 +49,7 @@ class LMUConfig(MixerConfig):
 
     def __post_init__(self):
         parts.require_positive(self, "memory_size", "window", "tau", "threshold", "input_threshold")
-        if self.tau < 1:
-            raise UserError(f"LMUConfig.tau={self.tau} overshoots the input; use at least 1 token")
+        parts.require_time_constant(self)
 
     @classmethod
     def tiny(cls) -> LMUConfig:

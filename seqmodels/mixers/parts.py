@@ -69,6 +69,12 @@ def require_positive(owner: Any, *fields: str) -> None:
         require_whole(owner, field)
 
 
+def require_time_constant(owner: Any) -> None:
+    """Raise a `UserError` if the time constant ``tau`` of a config's neurons is below one token."""
+    if owner.tau < 1:
+        raise UserError(f"{type(owner).__name__}.tau={owner.tau} overshoots the input; use at least 1 token")
+
+
 def require_whole(owner: Any, field: str) -> None:
     """Raise a `UserError` where `owner`, a config, declares an integer `field` and holds another number."""
     value = getattr(owner, field)

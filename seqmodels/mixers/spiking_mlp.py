@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from seqmodels.axes import Array
-from seqmodels.errors import UserError
 from seqmodels.layers.norm import Affine
 from seqmodels.layers.spiking import Neurons
 from seqmodels.mixers import parts
@@ -34,8 +33,7 @@ class SpikingMLPConfig(MixerConfig):
 
     def __post_init__(self):
         parts.require_positive(self, "ratio", "tau", "threshold")
-        if self.tau < 1:
-            raise UserError(f"SpikingMLPConfig.tau={self.tau} overshoots the input; use at least 1 token")
+        parts.require_time_constant(self)
 
     @classmethod
     def tiny(cls) -> SpikingMLPConfig:

@@ -108,7 +108,8 @@ def test_the_speech_model_has_the_published_size():
     assert embedding + memory + mixer + head == 1_621_796
 
 
-def test_neurons_that_overshoot_are_refused():
-    with pytest.raises(UserError, match=r"LMUConfig\.tau=0\.4 overshoots") as caught:
-        LMUConfig(spiking=True, tau=0.4)
+@pytest.mark.parametrize("kind", [LMUConfig, ConvEmbeddingConfig, SpikingMLPConfig])
+def test_neurons_that_overshoot_are_refused(kind):
+    with pytest.raises(UserError, match=rf"{kind.__name__}\.tau=0\.4 overshoots") as caught:
+        kind(tau=0.4)
     assert "\n" not in str(caught.value)
