@@ -57,13 +57,19 @@ def small(
     )
 
 
-def mqar(vocab_size: int, seq_len: int, num_pairs: tuple[int, ...]) -> MQAR:
+def mqar(vocab_size: int, seq_len: int, num_pairs: tuple[int, ...], filler_tokens: int = 1) -> MQAR:
     """MQAR with queries spread evenly, so that the distance matters less than the number of pairs.
 
     In a small vocabulary random tokens between the queries would often be pairs of their own; filler stands there.
     """
-    random = vocab_size >= 1024
-    return MQAR(vocab_size=vocab_size, seq_len=seq_len, num_pairs=num_pairs, power_a=1.0, random_non_queries=random)
+    return MQAR(
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        num_pairs=num_pairs,
+        power_a=1.0,
+        random_non_queries=vocab_size >= 1024,
+        filler_tokens=filler_tokens,
+    )
 
 
 def recall(examples: int) -> RecallConfig:

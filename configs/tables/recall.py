@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs.tables._recipe import Budget, mqar, recall, small
+from configs.tables._recipe import PAIRING, Budget, mqar, recall, small
 from seqmodels.mixers import MixerConfig, discover
 from seqmodels.models import BlockConfig, LMConfig
 from seqmodels.train.experiment import Experiment
@@ -42,8 +42,8 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(32, 1, (8, None), 32, 64, (2, 4), Budget(3, 4, (3e-3,)), examples=8),
-    "laptop": Size(64, 2, (16, 32, None), 64, 64, (2, 4, 8, 16), Budget(300, 64, (5e-3, 1e-2), "muon")),
+    "tiny": Size(32, 2, (8, None), 32, 64, (2, 4), Budget(3, 4, (3e-3,)), examples=8),
+    "laptop": Size(64, 2, (16, 32, None), 64, 64, (2, 4, 8, 16), Budget(300, 64, (1e-2,), "muon")),
     "gpu": Size(128, 2, (32, 128, None), 512, 8192, (16, 32, 64), Budget(1500, 64, (1e-3, 4e-3)), examples=2048),
     "paper": Size(
         128,
@@ -82,9 +82,10 @@ def variants(config: MixerConfig, size: Size) -> list[MixerConfig]:
 
 
 def experiment(scale: str, mixer: MixerConfig, rate: float, seed: int, name: str) -> Experiment:
-    """A cell: blocks of the mixer without MLP."""
+    """A cell: blocks without MLP, of the mixer in all but the first one."""
     size = SIZES[scale]
-    model = LMConfig(size.dim, size.depth, (BlockConfig(mixer, mlp=None),), vocab_size=size.vocab_size)
+    pattern = (PAIRING, *[BlockConfig(mixer, mlp=None)] * (size.depth - 1))
+    model = LMConfig(size.dim, size.depth, pattern, vocab_size=size.vocab_size)
     data = mqar(size.vocab_size, size.seq_len, size.num_pairs)
     return small(name, model, data, size.budget, rate, seed, recall(size.examples))
 

@@ -5,7 +5,7 @@ A row begins with ``n`` pairs *key value*, keys and values each drawn without re
 vocabulary. In what follows every key stands once more, at an even distance from the end of the pairs, and there the
 model must output its value. The slot of a query among the ``(T - 2n) / 2`` slots is drawn, without replacement, from
 the power law ``p(slot) ~ (slot + 1) ** (power_a - 1)``: most queries come soon, few late; ``power_a = 1`` is uniform.
-All other positions hold random tokens (or token 0) that are never asked.
+All other positions hold random tokens (or filler) that are never asked.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from seqmodels.errors import UserError
 class MQAR(SyntheticTask):
     """Multi-query associative recall; slices are the numbers of pairs.
 
-    Token 0 is filler, ``1 .. vocab/2 - 1`` are keys, ``vocab/2 .. vocab - 1`` values. The paper trains with
-    ``vocab_size=8192`` and from 4 pairs in 64 tokens to 64 pairs in 512.
+    Token 0 is filler, ``1 .. vocab/2 - 1`` are keys, ``vocab/2 .. vocab - 1`` values; with more `filler_tokens` these
+    come first, and half of the others are keys. The paper trains with ``vocab_size=8192`` and from 4 pairs in 64 tokens
+    to 64 pairs in 512.
     """
 
     seq_len: int = 64
@@ -34,7 +35,9 @@ class MQAR(SyntheticTask):
     power_a: float = 0.01
     """Exponent of the power law of the queries' places."""
     random_non_queries: bool = True
-    """Fill the places without a query with random tokens instead of 0."""
+    """Fill the places without a query with random tokens, keys and values among them, instead of filler."""
+    filler_tokens: int = 1
+    """Tokens that are neither keys nor values; each place of filler draws one of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,13 +48,20 @@ class MQAR(SyntheticTask):
                 f"seq_len: {self.seq_len} tokens for {most} pairs; "
                 f"use an even number of at least {4 * most} or fewer num_pairs"
             )
-        if self.vocab_size // 2 - 1 < most:
+        if self.filler_tokens < 1:
+            raise UserError(f"filler_tokens: {self.filler_tokens}; use 1 or more")
+        keys = self._first_value - self.filler_tokens
+        if keys < most:
             raise UserError(
-                f"vocab_size: {self.vocab_size} has {self.vocab_size // 2 - 1} keys for {most} pairs; "
-                f"use at least {2 * most + 2} or fewer num_pairs"
+                f"vocab_size: {self.vocab_size} has {max(0, keys)} keys for {most} pairs; "
+                f"use at least {2 * most + self.filler_tokens + 1} or fewer num_pairs"
             )
         if self.power_a <= 0:
             raise UserError(f"power_a: {self.power_a}; use a number above 0 (1 is uniform)")
+
+    @property
+    def _first_value(self) -> int:
+        return self.filler_tokens - 1 + (self.vocab_size - self.filler_tokens + 1) // 2
 
     @property
     def slice_names(self) -> tuple[str, ...]:
@@ -60,15 +70,13 @@ class MQAR(SyntheticTask):
     def example(self, random: np.random.Generator) -> Row:
         choice = int(random.integers(len(self.num_pairs)))
         pairs = self.num_pairs[choice]
-        half = self.vocab_size // 2
-        keys = 1 + random.choice(half - 1, pairs, replace=False)
-        values = half + random.choice(self.vocab_size - half, pairs, replace=False)
+        first = self._first_value
+        keys = self.filler_tokens + random.choice(first - self.filler_tokens, pairs, replace=False)
+        values = first + random.choice(self.vocab_size - first, pairs, replace=False)
         slots = (self.seq_len - 2 * pairs) // 2
         weights = np.arange(1, slots + 1) ** (self.power_a - 1)
         asked = 2 * pairs + 2 * random.choice(slots, pairs, replace=False, p=weights / weights.sum())
-        if self.random_non_queries:
-            tokens = random.integers(self.vocab_size, size=self.seq_len)
-        else:
-            tokens = np.zeros(self.seq_len, np.int64)
+        kinds = self.vocab_size if self.random_non_queries else self.filler_tokens
+        tokens = random.integers(kinds, size=self.seq_len)
         tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2], tokens[asked] = keys, values, keys
         return answer_row(tokens, values, asked, choice)

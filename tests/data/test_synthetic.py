@@ -42,6 +42,35 @@ def test_mqar_can_be_solved(fill: bool) -> None:
     assert task.slice_names == ("2 pairs", "8 pairs", "16 pairs")
 
 
+def test_mqar_filler_of_many_kinds_is_neither_key_nor_value() -> None:
+    """With 13 kinds of filler, tokens 13 to 21 are keys and 22 to 31 values."""
+    task = MQAR(seq_len=32, vocab_size=32, num_pairs=(2, 8), power_a=1.0, random_non_queries=False, filler_tokens=13)
+    seen: dict[str, list[int]] = {"keys": [], "values": [], "filler": []}
+    for row in examples(task):
+        pairs = task.num_pairs[row["slices"]]
+        asked = np.flatnonzero(row["loss_mask"])
+        memory = dict(zip(row["tokens"][0 : 2 * pairs : 2], row["tokens"][1 : 2 * pairs : 2]))
+        np.testing.assert_array_equal(row["targets"][asked], [memory[key] for key in row["tokens"][asked]])
+        seen["keys"] += memory.keys()
+        seen["values"] += memory.values()
+        seen["filler"] += np.delete(row["tokens"], [*range(2 * pairs), *asked]).tolist()
+    kinds = {name: set(map(int, tokens)) for name, tokens in seen.items()}
+    assert kinds == {"keys": set(range(13, 22)), "values": set(range(22, 32)), "filler": set(range(13))}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"filler_tokens": 0}, "filler_tokens: 0; use 1 or more"),
+        ({"filler_tokens": 20}, r"vocab_size: 32 has 5 keys for 8 pairs; use at least 37"),
+        ({"filler_tokens": 40}, r"vocab_size: 32 has 0 keys for 8 pairs; use at least 57"),
+    ],
+)
+def test_mqar_refuses_filler_that_leaves_too_few_keys(change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        MQAR(seq_len=32, vocab_size=32, num_pairs=(2, 8), **change)
+
+
 def test_mqar_queries_follow_the_power_law() -> None:
     """With one pair the slot of its query is a plain draw from ``p(slot) ~ (slot + 1) ** (a - 1)``."""
     for power in (0.01, 1.0):
