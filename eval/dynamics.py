@@ -32,11 +32,15 @@ def state_space_divergence(
       Nats, >= 0 (but for rounding), and 0 for equal histograms.
 
     Raises:
-      ValueError: the channels differ, or the histogram would have more than 10 channels: use `mixture_divergence`.
+      ValueError: the channels differ, the histogram would have more than 10 channels (use `mixture_divergence`), or the
+        truth has no range to divide: a channel that is constant or not finite.
     """
     channels = _channels(truth, generated)
     if channels > 10:
         raise ValueError(f"truth has {channels} channels, expected at most 10; use mixture_divergence")
+    bad = np.flatnonzero(~np.isfinite(truth).all(0) | (truth.max(0) <= truth.min(0)))
+    if len(bad):
+        raise ValueError(f"truth: channels {bad.tolist()} are constant or not finite; leave them out")
     margin = 0.1 * truth.std(0)
     low, high = truth.min(0) - margin, truth.max(0) + margin
     p, q = (_histogram(rows, low, high, bins) for rows in (truth, generated))
@@ -127,7 +131,8 @@ def _spectrum(rows: np.ndarray, smoothing: float) -> np.ndarray:
     from scipy.ndimage import gaussian_filter1d
 
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        power = np.abs(np.fft.rfft((rows - rows.mean(0)) / rows.std(0), axis=0)) ** 2
+        deviation = np.where(np.ptp(rows, axis=0) > 0, rows.std(0), np.nan)  # of equal rows rounding may leave some
+        power = np.abs(np.fft.rfft((rows - rows.mean(0)) / deviation, axis=0)) ** 2
         smooth = gaussian_filter1d(power, smoothing, axis=0) if smoothing else power
         return smooth / smooth.sum(0)
 

@@ -50,6 +50,9 @@ class Flow(abc.ABC):
         for name in ("train_rows", "valid_rows", "test_rows"):
             if getattr(self, name) < 2:
                 raise UserError(f"{name}={getattr(self, name)}; use at least 2")
+        for name in ("transient", "gap"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)} rows; use 0 or more")
 
     @abc.abstractmethod
     def velocity(self, x: float, y: float, z: float) -> Point:
@@ -63,7 +66,7 @@ class Flow(abc.ABC):
         """The rows of a split, float64, standardised.
 
         Raises:
-          UserError: `split` is not train, valid or test.
+          UserError: `split` is not train, valid or test, or the integration overflows.
         """
         if split not in SPLITS:
             raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}{suggest(split, SPLITS)}")
@@ -123,6 +126,8 @@ def _trajectory(flow: Flow) -> np.ndarray:
     """All rows from the start of the transient to the end of the test split, in the units of the equations."""
     rows = flow.transient + flow.train_rows + flow.valid_rows + flow.test_rows + 2 * flow.gap
     found = integrate(flow.velocity, flow.start, flow.dt, rows - 1, flow.substeps)
+    if not np.isfinite(found).all():
+        raise UserError(f"dt={flow.dt}, substeps={flow.substeps}: the trajectory overflows; use a smaller step")
     found.setflags(write=False)
     return found
 

@@ -59,7 +59,12 @@ def test_lorenz_lobes_are_where_they_are_known_to_be():
     np.testing.assert_allclose(Lorenz63().centres(), [[root, root, 27], [-root, -root, 27]])
 
 
-@pytest.mark.parametrize("wrong", [{"dt": 0.0}, {"substeps": 0}, {"test_rows": 1}])
+@pytest.mark.parametrize("wrong", [{"dt": 0.0}, {"substeps": 0}, {"test_rows": 1}, {"transient": -1}, {"gap": -300}])
 def test_bad_sizes_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Lorenz63(**wrong)
+
+
+def test_a_trajectory_that_overflows_is_refused():
+    with pytest.raises(UserError, match="dt=0.5, substeps=1: the trajectory overflows"):
+        Lorenz63(dt=0.5, substeps=1, **SMALL).series("train")

@@ -72,7 +72,7 @@ def test_two_tones_are_as_far_apart_as_can_be():
     assert 0 < near < far < 1, "smoothed spectra overlap"
 
 
-@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("bad", [0.0, 0.1, np.nan, np.inf])
 def test_a_dead_channel_counts_as_one(bad):
     run = NOISE.copy()
     run[:, 1] = bad
@@ -88,3 +88,12 @@ def test_bad_shapes_are_refused():
         state_space_divergence(np.zeros((5, 11)), np.zeros((5, 11)))
     with pytest.raises(ValueError, match="no rows"):
         state_space_divergence(np.zeros((0, 2)), np.zeros((5, 2)))
+
+
+@pytest.mark.parametrize("bad", [0.5, np.nan, np.inf])
+def test_a_truth_without_range_is_refused(bad):
+    """Not even its own rows would lie inside of its histogram, and any run would score 0."""
+    truth = NOISE.copy()
+    truth[:, 1] = bad
+    with pytest.raises(ValueError, match=r"channels \[1\] are constant or not finite"):
+        state_space_divergence(truth, NOISE)
