@@ -55,8 +55,9 @@ class MemoryOrder(NamedTuple):
         """Leaves ``[B,M,...] -> [R,M/G,...]``."""
 
         def take(leaf: Array) -> Array:
-            leaf = leaf.reshape(leaf.shape[0], self.groups, -1, *leaf.shape[2:]).swapaxes(0, 1)
-            return _constrain(leaf).reshape(-1, *leaf.shape[2:])
+            (B, M, *rest), G = leaf.shape, self.groups
+            leaf = leaf.reshape(B, G, M // G, *rest).swapaxes(0, 1)
+            return _constrain(leaf).reshape(G * B, M // G, *rest)
 
         return jax.tree.map(take, state)
 
@@ -66,8 +67,8 @@ class MemoryOrder(NamedTuple):
         def give(leaf: Array) -> Array:
             if self.stale is not None:
                 leaf = jnp.where(self.stale.reshape(*self.stale.shape, *[1] * (leaf.ndim - 2)), 0, leaf)
-            leaf = leaf.reshape(self.groups, -1, *leaf.shape[1:]).swapaxes(0, 1)
-            return leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])
+            (R, own, *rest), G = leaf.shape, self.groups
+            return leaf.reshape(G, R // G, own, *rest).swapaxes(0, 1).reshape(R // G, G * own, *rest)
 
         return jax.tree.map(give, state)
 

@@ -28,6 +28,7 @@ DELTA = GatedDeltaNetConfig(num_heads=2, head_dim=8, expand_v=1.0)
 LINEAR = LinearAttentionConfig(num_heads=2)
 INNER = {
     "gated delta net": DELTA,
+    "convolutions without carried inputs": dataclasses.replace(DELTA, conv_size=1),
     "gla": GLAConfig(num_heads=2, gate_low_rank_dim=4),
     "linear attention": LINEAR,
     "mamba2": Mamba2Config(state_size=8, head_dim=16),
