@@ -13,6 +13,7 @@ parameters; keys, values and rates have a projection per memory, or one for all.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -63,8 +64,9 @@ class MixtureOfMemoriesConfig(MixerConfig):
         if self.top_k > self.num_memories:
             raise UserError(f"MixtureOfMemoriesConfig.top_k={self.top_k} exceeds num_memories={self.num_memories}")
         for field in ("balance_weight", "z_loss_weight"):
-            if getattr(self, field) < 0:
-                raise UserError(f"MixtureOfMemoriesConfig.{field}={getattr(self, field)} must not be negative")
+            value = getattr(self, field)
+            if not 0 <= value < math.inf:
+                raise UserError(f"MixtureOfMemoriesConfig.{field}={value} must be finite and not negative; 0 is none")
 
     @classmethod
     def tiny(cls) -> MixtureOfMemoriesConfig:

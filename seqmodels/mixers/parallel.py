@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
 from typing import Any, Literal, NamedTuple
 
@@ -50,6 +51,8 @@ class ParallelConfig(MixerConfig):
         if self.weights is not None and len(self.weights) != len(self.branches):
             given, needed = len(self.weights), len(self.branches)
             raise UserError(f"ParallelConfig.weights has {given} factors for {needed} branches; give one for each")
+        if not all(map(math.isfinite, self.factors)):
+            raise UserError(f"ParallelConfig.weights={self.weights} has a factor that is not finite; give numbers")
 
     @classmethod
     def tiny(cls) -> ParallelConfig:

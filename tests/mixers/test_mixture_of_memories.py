@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -266,7 +267,8 @@ REFUSED = {
     "none": (lambda: MixtureOfMemoriesConfig(DELTA, num_memories=0), "num_memories=0 must be positive"),
     "capacity": (lambda: MixtureOfMemoriesConfig(DELTA, capacity=-1.0), "capacity=-1.0 must be positive"),
     "balance": (lambda: MixtureOfMemoriesConfig(DELTA, balance="global"), "balance='global' is unknown"),
-    "weight": (lambda: MixtureOfMemoriesConfig(DELTA, balance_weight=-0.1), "balance_weight=-0.1 must not be negative"),
+    "weight": (lambda: MixtureOfMemoriesConfig(DELTA, balance_weight=-0.1), "balance_weight=-0.1 must be finite"),
+    "no number": (lambda: MixtureOfMemoriesConfig(DELTA, z_loss_weight=math.nan), "z_loss_weight=nan must be finite"),
     "heads": (lambda: MixtureOfMemoriesConfig(GLAConfig(num_heads=7)).make(32), "num_heads=7 does not divide"),
 }
 

@@ -1,6 +1,7 @@
 """Parallel branches against their parts."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,7 @@ def test_costs_are_those_of_the_branches():
 REFUSED = {
     "none": (lambda: ParallelConfig(()), r"branches=\(\) is empty"),
     "factors": (lambda: ParallelConfig(BRANCHES, weights=(1.0,)), "weights has 1 factors for 2 branches"),
+    "infinite": (lambda: ParallelConfig(BRANCHES, weights=(1.0, math.inf)), r"weights=\(1.0, inf\) has a factor"),
     "learned": (lambda: dataclasses.replace(ParallelConfig(), learned="yes"), "learned='yes' is unknown"),
     "branch": (lambda: ParallelConfig((GatedDeltaNetConfig(),)).make(100), "num_heads=6 does not divide"),
 }
