@@ -128,7 +128,8 @@ class Attention(Mixer):
     """``[B,T,D] -> [B,T,D]``; see the module's docstring and `AttentionConfig`.
 
     The state's capacity is the window, or the `max_length` given to ``init_state``. Full attention forgets its oldest
-    keys when a sequence outgrows the capacity; a single call longer than the capacity raises a ``ValueError``.
+    keys when a sequence outgrows the capacity: it becomes a window of that size, however calls are cut. A single call
+    longer than the capacity raises a ``ValueError``.
     """
 
     cfg: AttentionConfig
@@ -179,7 +180,8 @@ class Attention(Mixer):
             return ops.attention(q, k, v, segment_ids=segment_ids, **options), after
         if T == 1:
             return _attend_one(q, after, entry, **options), after
-        return _attend_past(q, k, v, cache, entry, **options), after
+        reach = options | {"window": cfg.window or capacity}  # what the state holds, however calls are cut
+        return _attend_past(q, k, v, cache, entry, **reach), after
 
     @nn.nowrap
     def _require_causal(self) -> None:

@@ -78,6 +78,16 @@ def test_full_attention_holds_what_it_was_told():
         apply(params, X, mixer.init_state(B))
 
 
+def test_full_attention_that_outgrows_its_cache_is_a_window_however_calls_are_cut():
+    mixer, params, apply = build(max_length=6)
+    whole, _, _ = build(window=6)[2](params, X)
+    state, parts = mixer.init_state(B), []
+    for begin, end in ((0, 6), (6, 12), (12, 13), (13, 19), (19, 20), (20, 21)):
+        y, state, _ = apply(params, X[:, begin:end], state)
+        parts.append(y)
+    assert relative_error(jnp.concatenate(parts, axis=1), whole) < 1e-5
+
+
 def test_odd_phases_are_refused():
     with pytest.raises(UserError, match="turns 3 of 8 channels"):
         AttentionConfig(num_heads=4, rotary=RotaryConfig(fraction=0.4)).make(DIM)
