@@ -165,6 +165,14 @@ def test_diagonal_discretisation_in_jax():
     np.testing.assert_allclose(slope, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-20, 1e-9, 1e-7, 1e-5, 2e-4])
+def test_small_eigenvalues_have_a_slope(size):
+    """Of ``(e^a - 1) / a``: one half, where the square of a has no place in float32, too."""
+    a = jnp.asarray(-size + 1j * size, jnp.complex64)
+    slope = jax.grad(lambda a: jnp.real(hippo.discretize_diagonal(a, 1.0, 1.0)[1]))(a)
+    np.testing.assert_allclose(slope, 0.5, atol=1e-3)
+
+
 def test_irregular_steps_and_carried_state():
     rng = np.random.default_rng(1)
     held, signal = rng.integers(1, 4, 12), rng.normal(size=(2, 12))
