@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from seqmodels.axes import Array
+from seqmodels.errors import UserError
 from seqmodels.ops import segments
 
 T = TypeVar("T")
+Shaped = TypeVar("Shaped", "SharedParam", Array)
 
 
 class Cursor(NamedTuple):
@@ -91,6 +93,22 @@ class SharedParam(NamedTuple):
     shape: tuple[int, ...]
     init: Callable[..., Array]
     axes: tuple[str | None, ...]
+
+
+def merged(declared: Iterable[dict[str, Shaped]]) -> dict[str, Shaped]:
+    """One dict of the parameters or values that several mixers declare for ``shared``.
+
+    Raises:
+      UserError: two mixers want different shapes under one name.
+    """
+    found: dict[str, Shaped] = {}
+    for name, value in (item for names in declared for item in names.items()):
+        if found.setdefault(name, value).shape != value.shape:
+            raise UserError(
+                f"shared {name!r} is {found[name].shape} for one mixer of the model and {value.shape} for another; "
+                "give both configs the same sizes"
+            )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from seqmodels.layers.norm import RMSNorm
 from seqmodels.layers.param import param
 from seqmodels.mixers import parts
 from seqmodels.mixers.attention import AttentionConfig
-from seqmodels.mixers.base import Context, Cursor, Mixer, MixerConfig, SharedParam
+from seqmodels.mixers.base import Context, Cursor, Mixer, MixerConfig, SharedParam, merged
 from seqmodels.mixers.gated_delta_net import GatedDeltaNetConfig
 from seqmodels.mixers.mamba2 import Mamba2Config
 
@@ -73,16 +73,10 @@ class ParallelConfig(MixerConfig):
         return Parallel(self, dim, **kwargs)
 
     def shared_params(self, dim: int, depth: int) -> dict[str, SharedParam]:
-        found: dict[str, SharedParam] = {}
-        for branch in self.branches:
-            found |= branch.shared_params(dim, depth)
-        return found
+        return merged(branch.shared_params(dim, depth) for branch in self.branches)
 
     def shared_values(self, batch: int, length: int, dtype: Any) -> dict[str, Array]:
-        found: dict[str, Array] = {}
-        for branch in self.branches:
-            found |= branch.shared_values(batch, length, dtype)
-        return found
+        return merged(branch.shared_values(batch, length, dtype) for branch in self.branches)
 
     def flops_per_token(self, dim: int, length: int) -> float:
         inner = sum(branch.flops_per_token(dim, length) for branch in self.branches)

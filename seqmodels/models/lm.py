@@ -15,7 +15,7 @@ from seqmodels.axes import Array
 from seqmodels.errors import UserError
 from seqmodels.layers.norm import RMSNorm
 from seqmodels.layers.param import param
-from seqmodels.mixers.base import SharedParam
+from seqmodels.mixers.base import SharedParam, merged
 from seqmodels.models.block import BlockConfig
 from seqmodels.models.stack import Stack, StackState
 
@@ -59,10 +59,7 @@ class BackboneConfig:
 
     def shared_params(self) -> dict[str, SharedParam]:
         """Parameters that mixers want owned by the model, by name."""
-        found: dict[str, SharedParam] = {}
-        for block in self.pattern:
-            found |= block.mixer.shared_params(self.dim, self.depth)
-        return found
+        return merged(block.mixer.shared_params(self.dim, self.depth) for block in self.pattern)
 
     def block_flops_per_token(self, length: int) -> float:
         """Forward FLOPs per token of all blocks in a sequence of `length` tokens."""
@@ -129,8 +126,9 @@ class Backbone(nn.Module):
         shared = {
             name: param(self, name, spec.init, spec.shape, spec.axes) for name, spec in self.cfg.shared_params().items()
         }
-        for block in self.cfg.pattern:
-            shared |= block.mixer.shared_values(x.shape[0], x.shape[1], jnp.dtype(self.cfg.dtype))
+        B, T, _ = x.shape
+        dtype = jnp.dtype(self.cfg.dtype)
+        shared |= merged(block.mixer.shared_values(B, T, dtype) for block in self.cfg.pattern)
         x, state, aux = make_stack(self.cfg, name="stack")(x, state, segment_ids, shared)
         return RMSNorm(eps=self.cfg.norm_eps, name="final_norm")(x), state, aux
 

@@ -19,21 +19,25 @@ def by_ratio(linear: BlockConfig, full: BlockConfig, ratio: int | None) -> Patte
     """`ratio` linear blocks, then a full one: 3 gives three to one, 0 only full blocks, ``None`` only linear ones.
 
     Raises:
-      UserError: `ratio` is negative.
+      UserError: `ratio` is negative, or no whole number.
     """
     if ratio is None:
         return (linear,)
+    if ratio != int(ratio):
+        raise UserError(f"ratio={ratio} linear blocks to a full one is not a whole number; use at_layers or evenly")
     if ratio < 0:
         raise UserError(f"ratio={ratio} linear blocks to a full one must not be negative; use None for linear only")
-    return (linear,) * ratio + (full,)
+    return (linear,) * int(ratio) + (full,)
 
 
 def at_layers(linear: BlockConfig, full: BlockConfig, depth: int, layers: Collection[int]) -> Pattern:
     """Full blocks at the given layers (0 is the lowest) of `depth`, linear ones elsewhere; the shortest such pattern.
 
     Raises:
-      UserError: a layer lies outside of the model.
+      UserError: a layer lies outside of the model, or there is none.
     """
+    if depth < 1:
+        raise UserError(f"depth={depth} leaves no layers; use at least 1")
     outside = sorted(layer for layer in layers if not 0 <= layer < depth)
     if outside:
         raise UserError(f"layers={outside} are not among 0 to {depth - 1} of depth={depth}; lower them")

@@ -135,3 +135,12 @@ def test_what_is_no_number_is_refused(field):
     with pytest.raises(UserError, match=rf"MemMambaConfig\.{field}=nan") as caught:
         MemMambaConfig(**{field: float("nan")})
     assert "\n" not in str(caught.value)
+
+
+def test_layers_of_one_model_share_notes_of_one_kind():
+    """Another p would let a layer read the notes of another one than it asks for."""
+    other = dataclasses.replace(MemMambaConfig.tiny(), cross_layer_every=2)
+    pattern = tuple(BlockConfig(cfg, None) for cfg in (MemMambaConfig.tiny(), other))
+    model = LMConfig(dim=32, depth=2, pattern=pattern, vocab_size=8).make()
+    with pytest.raises(UserError, match=r"shared 'memmamba_notes' is .* give both configs the same sizes"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))

@@ -27,6 +27,8 @@ def test_by_ratio():
     assert patterns.by_ratio(LINEAR, FULL, None) == (LINEAR,)
     with pytest.raises(UserError, match="ratio=-1"):
         patterns.by_ratio(LINEAR, FULL, -1)
+    with pytest.raises(UserError, match=r"ratio=2\.5 linear blocks"):
+        patterns.by_ratio(LINEAR, FULL, 2.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("count", "layers"), [(0, []), (1, [23]), (2, [11, 23]), (4, [5, 11, 17, 23])])
@@ -44,6 +46,8 @@ def test_at_layers():
         patterns.at_layers(LINEAR, FULL, 6, [2, 6])
     with pytest.raises(UserError, match="count=7 full blocks"):
         patterns.evenly(LINEAR, FULL, 6, 7)
+    with pytest.raises(UserError, match="depth=0 leaves no layers"):
+        patterns.at_layers(LINEAR, FULL, 0, [])
 
 
 def test_describe_shows_every_kind_of_hybrid():
