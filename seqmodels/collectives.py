@@ -10,6 +10,7 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 
 _CALL = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_ALONE = re.compile(r"replica_groups=\{(\{\d+\},?)+\}")  # every device by itself
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
@@ -23,12 +24,12 @@ class Traffic(NamedTuple):
 def collectives(compiled: Any) -> dict[str, Traffic]:
     """The collectives of a compiled program (``jitted.lower(...).compile()``), by kind.
 
-    Kinds that do not occur are absent. A collective inside a loop counts once.
+    Kinds that do not occur are absent. A collective inside a loop counts once, one of single devices not at all.
     """
     found: dict[str, Traffic] = {}
     for line in compiled.as_text().splitlines():
         call = _CALL.search(line)
-        if call:
+        if call and not _ALONE.search(line):
             result, kind = call.groups()
             old = found.get(kind, Traffic(0, 0))
             found[kind] = Traffic(old.count + 1, old.bytes + _nbytes(result))

@@ -45,8 +45,22 @@ class Router(nn.Module):
         if self.use_bias:
             bias = param(self, "bias", nn.initializers.zeros, (self.experts,), (None,), self.param_dtype)
             logits = logits + jnp.broadcast_to(bias.astype(wide), logits.shape)
-        top, choice = jax.lax.top_k(logits, self.top_k)
+        top, choice = largest(logits, self.top_k)
         return Routing(choice, jax.nn.softmax(top, axis=-1), jax.nn.softmax(logits, axis=-1), logits)
+
+
+def largest(logits: Array, k: int) -> tuple[Array, Array]:
+    """``[...,E] -> [...,k]``: the k largest and where they are, as `jax.lax.top_k`, which a mesh gathers whole."""
+    number = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    left = jax.lax.stop_gradient(jnp.maximum(logits, jnp.finfo(logits.dtype).min))  # above the -inf of what is taken
+    values, places = [], []
+    for _ in range(k):
+        place = jnp.argmax(left, axis=-1, keepdims=True).astype(jnp.int32)
+        taken = number == place
+        values.append(jnp.sum(jnp.where(taken, logits, 0), axis=-1))
+        places.append(place[..., 0])
+        left = jnp.where(taken, -jnp.inf, left)
+    return jnp.stack(values, axis=-1), jnp.stack(places, axis=-1)
 
 
 class Load(NamedTuple):

@@ -10,7 +10,9 @@ and sorts the copies that come to it: rows are ``R = G * B``, group major, so th
 
 from __future__ import annotations
 
+import contextlib
 import math
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 from seqmodels.axes import Array
 from seqmodels.layers.routing import mesh_size
 from seqmodels.mixers.parts import Segments
+from seqmodels.ops.partition import rules_in_force
 from seqmodels.ops.segments import Regrouped, regroup
 
 LARGEST_BLOCK = 128
@@ -44,6 +47,16 @@ class MemoryOrder(NamedTuple):
         B, T, k = weight.shape
         copies = self.layout.scatter(y).reshape(self.groups, B, T, k, *y.shape[2:])
         return jnp.einsum("gbtk...,btk->bt...", copies.astype(weight.dtype), weight).astype(y.dtype)
+
+    def rows_as_batch(self) -> AbstractContextManager:
+        """Inside, the logical axis ``batch`` is that of the R rows: split by groups, too."""
+        if self.groups == 1:
+            return contextlib.nullcontext()
+        rules = rules_in_force()
+        over = tuple(
+            axis for name in _row_axes(self.segments.ids.shape[0] // self.groups) for axis in rules.get(name, ())
+        )
+        return nn.logical_axis_rules([(name, over if name == "batch" else axes) for name, axes in rules.items()])
 
     def in_blocks(self, x: Array) -> tuple[Array, Array]:
         """``[R,P,...] -> [G,B,N,C,...]``, and the memory ``[G,B,N]`` of every block, counted within its group."""
@@ -142,5 +155,10 @@ def _constrain(x: Array) -> Array:
     """``[G,B,...]`` split by groups and, if they divide, rows; as it is when there is one group."""
     if x.shape[0] == 1:
         return x
-    rows = None if x.shape[1] % mesh_size("batch") else "batch"
-    return nn.with_logical_constraint(x, ("expert", rows, *[None] * (x.ndim - 2)))
+    group, *rows = _row_axes(x.shape[1])
+    return nn.with_logical_constraint(x, (group, *(rows or [None]), *[None] * (x.ndim - 2)))
+
+
+def _row_axes(batch: int) -> tuple[str, ...]:
+    """Logical axes that G groups of `batch` rows are split over."""
+    return ("expert",) if batch % mesh_size("batch") else ("expert", "batch")

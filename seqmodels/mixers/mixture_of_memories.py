@@ -141,7 +141,8 @@ class MixtureOfMemories(Mixer):
             else self._per_memory(streams.memory, order, x)
         )
         spread = {name: order.spread(stream) for name, stream in queries.items()} | written
-        o, memories = inner.recur(weights, spread, order.take(entry.carried(held.memories)), order.segments)
+        with order.rows_as_batch():
+            o, memories = inner.recur(weights, spread, order.take(entry.carried(held.memories)), order.segments)
         o, memories, shared = order.collect(o, routed.weight), order.give(memories), ()
         if cfg.shared_memory:
             everything = parts.Segments(segment_ids)

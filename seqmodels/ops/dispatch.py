@@ -2,7 +2,7 @@
 
 An op hands `dispatch` its implementations; each has ``supports(*args, **kwargs)``, which returns ``None`` or the reason
 why it cannot serve the call. ``impl="auto"`` takes, for the platform that the program is *lowered* for, the first of
-kernel, chunked, reference that serves. An explicit name never falls back: it raises the reason. On a mesh a kernel runs
+kernel, chunked, reference that serves. An explicit name never falls back: it raises the reason. On a mesh the op runs
 inside `jax.shard_map`, see `partition`. Kernels of platforms that this installation has no compiler for are not traced.
 """
 
@@ -82,7 +82,8 @@ def dispatch(
       impl: ``"auto"`` or a key of `implementations`.
       implementations: by name; kernels are named as in `KERNELS`.
       *args: arrays (or ``None``), passed on.
-      dims: axes of `args` and of the results. On a mesh that the compiler partitions a kernel needs them (`partition`).
+      dims: axes of `args` and of the results, by which a mesh that the compiler partitions shares the call out
+        (`partition`). A kernel needs them there.
       **kwargs: static options, passed on.
 
     Raises:
@@ -141,9 +142,9 @@ def _serve(implementations, dims: Dims | None, args, kwargs, name: str) -> Calla
     """The function of `args` by which an implementation computes the op, or the reason for its refusal."""
     implementation = implementations[name]
     run = functools.partial(implementation.run, **kwargs)
-    if name not in KERNELS.values():
-        return implementation.supports(*args, **kwargs) or run
     share = partition.plan(dims, args)
+    if name not in KERNELS.values():
+        share = partition.WHOLE_CALL if isinstance(share, str) else share.left_to_compiler()
     if isinstance(share, str):
         return share
     return implementation.supports(*share.local(args), **kwargs) or share.wrap(run)

@@ -1,4 +1,7 @@
-"""Run a kernel on a mesh that the compiler partitions: it cannot split a kernel, so `jax.shard_map` does.
+"""Run an op on a mesh that the compiler partitions: every device computes its share inside `jax.shard_map`.
+
+The compiler cannot split a kernel at all, and a chunked form badly: where chunks, batch and heads are merged into one
+axis of small matrices, it gathers them on every device.
 
 An op tells the axes of its arrays in letters (`Dims`). Batch and heads are split over the mesh axes that the logical
 rules in force give them (flax's ``logical_axis_rules``, else `seqmodels.axes.DEFAULT_RULES`), every other axis stays
@@ -34,6 +37,11 @@ class Share(NamedTuple):
     mesh_axes: frozenset[str]  # that `jax.shard_map` takes from the compiler
     inputs: tuple[PartitionSpec | None, ...]
     outputs: Any
+    idle: frozenset[str] = frozenset()  # mesh axes that split nothing: their devices repeat each other's work
+
+    def left_to_compiler(self) -> Share:
+        """The same with idle axes left to the compiler, which knows what is equal on them and need not be summed."""
+        return self._replace(mesh_axes=self.mesh_axes - self.idle)
 
     def local(self, args: Sequence[Any]) -> Sequence[Any]:
         """Shapes and dtypes of the arguments as one device sees them."""
@@ -69,13 +77,16 @@ class Share(NamedTuple):
         return sharded
 
 
+WHOLE_CALL = Share(frozenset(), (), ())
+
+
 def plan(dims: Dims | None, args: Sequence[Any]) -> Share | str:
-    """How to share a kernel's call out over the mesh in force (`jax.set_mesh`), or the reason why it cannot be."""
+    """How to share a call out over the mesh in force (`jax.set_mesh`), or the reason why it cannot be."""
     mesh = jax.sharding.get_abstract_mesh()
     open_axes = {name: kind for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind != AxisType.Manual}
     wide = tuple(name for name in open_axes if mesh.shape[name] > 1)
     if not wide:
-        return Share(frozenset(), (), ())
+        return WHOLE_CALL
     if dims is None:
         return f"the compiler splits the program over mesh axes {wide}, and a kernel must run inside jax.shard_map"
     if any(open_axes[name] == AxisType.Explicit for name in wide):
@@ -98,7 +109,8 @@ def plan(dims: Dims | None, args: Sequence[Any]) -> Share | str:
                 return f"{letter}={size} does not divide by mesh axes { {a: mesh.shape[a] for a in over[name]} }"
     spec = lambda axes: PartitionSpec(*[over.get(LOGICAL.get(letter, "")) or None for letter in axes.split()])  # noqa: E731
     inputs = tuple(None if x is None or axes is None else spec(axes) for axes, x in zip(dims.inputs, args))
-    return Share(frozenset(open_axes), inputs, jax.tree.map(spec, dims.outputs))
+    idle = frozenset(open_axes) - {axis for name in LOGICAL.values() for axis in over[name]}
+    return Share(frozenset(open_axes), inputs, jax.tree.map(spec, dims.outputs), idle)
 
 
 def rules_in_force() -> dict[str, tuple[str, ...]]:

@@ -46,6 +46,25 @@ def test_eight_devices_give_the_numbers_of_one(capsys):
     with capsys.disabled():
         print(f"\nforward and backward of {CFG.num_memories} memories over 4 x 2 devices: {report(found)}")
     assert found["all-reduce"].count > 0, "outputs are summed over the devices"
+    states = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.memories))
+    assert found["all-gather"].bytes <= 2 * states, "only the states, which lie whole on all devices before and after"
+
+
+def test_training_gathers_nothing():
+    """Tokens, chunks and choices of a memory stay where it is; outputs and gradients are summed."""
+    mixer, params = build(CFG)
+    partitioner = Partitioner(make_mesh(MeshConfig(data=2, expert=4)))
+    x, ids = jax.ShapeDtypeStruct((B, T, DIM), jnp.float32), jax.ShapeDtypeStruct((B, T), jnp.int32)
+    place = partitioner.parameters(jax.eval_shape(mixer.init, jax.random.key(0), x)["params"])
+    rows = [partitioner.sharding(("batch", *[None] * (leaf.ndim - 1)), leaf.shape) for leaf in (x, ids)]
+
+    def loss(params, x, ids):
+        y, _, aux = mixer.apply({"params": params}, x, None, ids)
+        return jnp.sum(y**2) + aux["loss/balance"]
+
+    with partitioner.activate():
+        jitted = jax.jit(jax.grad(loss), in_shardings=(place, *rows), out_shardings=place)
+        assert set(collectives(jitted.lower(params, x, ids).compile())) == {"all-reduce"}
 
 
 def test_the_report_counts_bytes():
@@ -56,6 +75,7 @@ def test_the_report_counts_bytes():
   %b = (bf16[2]{0}, s32[3]{0}) all-gather-start(%y), channel_id=2
   %c = f32[] all-reduce(%z), to_apply=%add
   %d = f32[8] add(%all-reduce.1, %q)
+  %e = f32[8] all-reduce(%r), channel_id=3, replica_groups={{0},{1},{2},{3}}, use_global_device_ids=true
 """
 
     found = collectives(Program())

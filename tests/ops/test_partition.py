@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from seqmodels import ops
+from seqmodels.collectives import collectives
 from seqmodels.mixers.gated_delta_net import GatedDeltaNetConfig
 from seqmodels.models import BlockConfig, LMConfig
 from seqmodels.ops import dispatch, partition
@@ -75,6 +76,25 @@ def test_auto_takes_the_kernel_on_a_mesh_and_the_chunked_form_where_the_batch_do
     x = jnp.ones((2, 8, 2, 16))
     with pytest.raises(ValueError, match="B=2 does not divide by mesh axes"):
         ops.linear_attention(x, x, x, impl="pallas_tpu")
+
+
+@pytest.mark.parametrize("op", [ops.linear_attention, ops.delta_rule], ids=lambda op: op.__name__)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_chunked_form_exchanges_nothing_but_weights(op, packed, eight):
+    """Forward and backward with vector decay; the compiler alone would gather the small matrices of all chunks."""
+    shape = jax.ShapeDtypeStruct
+    tokens = [shape((4, 39, 2, 16), jnp.float32)] * 4 + [shape((4, 39, 2), jnp.float32)]
+    place = jax.sharding.NamedSharding(jax.sharding.get_abstract_mesh(), jax.P(("data", "fsdp"), None, "tensor"))
+    ids = jnp.asarray(np.tile(runs_of_ids(SEGMENTS), (2, 1))) if packed else None
+
+    def loss(q, k, v, log_decay, beta):
+        extra = {"beta": beta} if op is ops.delta_rule else {}
+        options = {"segment_ids": ids, "num_segments": 5 if packed else None}
+        out, state = op(q, k, v, log_decay=log_decay, **extra, **options, impl="chunked")
+        return jnp.sum(out**2) + jnp.sum(state**2)
+
+    jitted = jax.jit(jax.grad(loss, range(5)), in_shardings=(place,) * 5, out_shardings=(place,) * 5)
+    assert collectives(jitted.lower(*tokens).compile()) == {}
 
 
 def test_a_scanned_model_on_eight_devices_is_the_chunked_model_on_one():
