@@ -77,19 +77,22 @@ def mixture_divergence(
       seed: of the samples.
 
     Returns:
-      The mean of ``log p - log q``, in nats; it may be slightly below 0. Infinite if nothing generated is finite.
+      The mean of ``log p - log q``, in nats; it may be slightly below 0. Generated rows that are not finite, or too
+      large to be squared, count as mass that lies nowhere; infinite if all are.
 
     Raises:
       ValueError: the channels differ.
     """
     _channels(truth, generated)
-    generated = generated[np.isfinite(generated).all(1)]
-    if not len(generated):
+    with np.errstate(over="ignore"):
+        kept = generated[np.isfinite((generated**2).sum(1))]
+    if not len(kept):
         return float("inf")
-    p, q = _thin(truth, points), _thin(generated, points)
+    p, q = _thin(truth, points), _thin(kept, points)
     random = np.random.default_rng(seed)
     samples = p[random.integers(len(p), size=draws)] + np.sqrt(variance) * random.standard_normal((draws, p.shape[1]))
-    return float(np.mean(_log_density(samples, p, variance) - _log_density(samples, q, variance)))
+    lost = np.log(len(kept) / len(generated))
+    return float(np.mean(_log_density(samples, p, variance) - _log_density(samples, q, variance)) - lost)
 
 
 def _thin(rows: np.ndarray, points: int) -> np.ndarray:
@@ -142,6 +145,7 @@ def _channels(truth: np.ndarray, generated: np.ndarray) -> int:
         raise ValueError(
             f"truth {truth.shape} and generated {generated.shape} must be [T,N] and [U,N]; transpose or reshape them"
         )
-    if not len(truth):
-        raise ValueError("truth has no rows; give at least one")
+    for name, rows in (("truth", truth), ("generated", generated)):
+        if not len(rows):
+            raise ValueError(f"{name} has no rows; give at least one")
     return truth.shape[1]

@@ -53,9 +53,8 @@ class MemoryOrder(NamedTuple):
         if self.groups == 1:
             return contextlib.nullcontext()
         rules = rules_in_force()
-        over = tuple(
-            axis for name in _row_axes(self.segments.ids.shape[0] // self.groups) for axis in rules.get(name, ())
-        )
+        names = _row_axes(self.layout.ids.shape[0] // self.groups)
+        over = tuple(axis for name in names for axis in rules.get(name, ()))
         return nn.logical_axis_rules([(name, over if name == "batch" else axes) for name, axes in rules.items()])
 
     def in_blocks(self, x: Array) -> tuple[Array, Array]:

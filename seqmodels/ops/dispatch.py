@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from seqmodels.errors import suggest
 from seqmodels.ops import partition
@@ -89,6 +90,7 @@ def dispatch(
     Raises:
       ValueError: unknown `impl`, or the named implementation refuses the call.
     """
+    args = jax.tree.map(jnp.asarray, args)  # NumPy's arrays have no `.at`
     serve = functools.partial(_serve, implementations, dims, args, kwargs)
     if impl != "auto":
         if impl not in implementations:

@@ -56,6 +56,22 @@ def test_mixture_divergence_of_two_points():
     assert mixture_divergence(a, np.full((3, 2), np.nan)) == np.inf
 
 
+@pytest.mark.parametrize("lost", [np.nan, np.inf, 1e200])
+def test_a_mixture_pays_for_rows_that_are_lost(lost):
+    """A run of which half is lost has half the density everywhere."""
+    half = np.concatenate([NOISE[:2000], np.full((2000, 3), lost)])
+    whole = mixture_divergence(NOISE, NOISE[:2000])
+    assert mixture_divergence(NOISE, half) == pytest.approx(whole + np.log(2), abs=1e-9)
+
+
+@pytest.mark.parametrize("measure", [mixture_divergence, state_space_divergence])
+def test_empty_trajectories_are_refused(measure):
+    with pytest.raises(ValueError, match="generated has no rows"):
+        measure(NOISE, NOISE[:0])
+    with pytest.raises(ValueError, match="truth has no rows"):
+        measure(NOISE[:0], NOISE)
+
+
 def test_spectral_distance_ignores_place_and_scale():
     other = np.cumsum(NOISE, 0)
     distance = spectral_distance(NOISE, other)

@@ -4,9 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from seqmodels import ops
 from seqmodels.ops import dispatch
 from seqmodels.ops.dispatch import Implementation
 from seqmodels.ops.partition import Dims
@@ -37,6 +39,16 @@ def test_an_explicit_name_never_falls_back():
 def test_unknown_names_get_a_suggestion():
     with pytest.raises(ValueError, match="did you mean 'chunked'"):
         call("chunkd")
+
+
+def test_arrays_may_be_those_of_numpy():
+    """States too, which chunked forms index as JAX's arrays."""
+    q = np.ones((2, 3, 1, 4), np.float32)
+    state, ids = np.zeros((2, 2, 1, 4, 4), np.float32), np.array([[1, 2, 1], [2, 2, 0]])
+    for op in (ops.linear_attention, functools.partial(ops.delta_rule, beta=np.ones((2, 3, 1), np.float32))):
+        out, _ = op(q, q, q, state=state, segment_ids=ids, num_segments=2, chunk_size=2)
+        expected, _ = op(*[jnp.asarray(q)] * 3, segment_ids=ids, num_segments=2, impl="reference")
+        np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 def test_all_refusals_are_told():
