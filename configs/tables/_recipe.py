@@ -57,19 +57,13 @@ def small(
     )
 
 
-def mqar(vocab_size: int, seq_len: int, num_pairs: tuple[int, ...], filler_tokens: int = 1) -> MQAR:
+def mqar(vocab_size: int, seq_len: int, num_pairs: tuple[int, ...]) -> MQAR:
     """MQAR with queries spread evenly, so that the distance matters less than the number of pairs.
 
     In a small vocabulary random tokens between the queries would often be pairs of their own; filler stands there.
     """
-    return MQAR(
-        vocab_size=vocab_size,
-        seq_len=seq_len,
-        num_pairs=num_pairs,
-        power_a=1.0,
-        random_non_queries=vocab_size >= 1024,
-        filler_tokens=filler_tokens,
-    )
+    random = vocab_size >= 1024
+    return MQAR(vocab_size=vocab_size, seq_len=seq_len, num_pairs=num_pairs, power_a=1.0, random_non_queries=random)
 
 
 def recall(examples: int) -> RecallConfig:
