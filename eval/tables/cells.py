@@ -1,12 +1,16 @@
 """Cells of a table: one job each, its result one JSON file. A sweep runs the jobs that are not finished.
 
 ``OUT/cells/NAME/`` holds ``config.json`` (the job), whatever the job writes, and ``result.json`` once it is finished.
+Several processes may run one sweep: each takes cells that no other one holds, by a lock on ``OUT/locks/NAME``, which
+the system lifts when a process ends, however it ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import json
 import math
@@ -14,7 +18,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,6 +85,19 @@ class Store:
 
     def __init__(self, directory: Path) -> None:
         self.cells = directory / "cells"
+        self.locks = directory / "locks"
+
+    @contextlib.contextmanager
+    def hold(self, cell: Cell) -> Iterator[bool]:
+        """Keep other processes from a cell; false if one of them holds it."""
+        self.locks.mkdir(parents=True, exist_ok=True)
+        with (self.locks / cell.name).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True  # closing the file lifts the lock
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What `run` wrote when the cell was finished."""
@@ -106,18 +123,19 @@ class Store:
         """Make sure that what is there belongs to `cells`; `replace` deletes what does not.
 
         Raises:
-          UserError: a cell was begun with another config.
+          UserError: a cell was begun with another config, or another process runs it with one.
         """
         for cell in cells:
-            change = self.change(cell)
+            change, where = self.change(cell), self.cells / cell.name
             if change is None:
                 continue
+            begun = f"cell {cell.name!r} in {where} was begun with another config ({change})"
             if not replace:
-                where = self.cells / cell.name
-                raise UserError(
-                    f"cell {cell.name!r} in {where} was begun with another config ({change}); add --replace"
-                )
-            shutil.rmtree(self.cells / cell.name)
+                raise UserError(f"{begun}; add --replace")
+            with self.hold(cell) as held:
+                if not held:
+                    raise UserError(f"{begun} by a process that still runs; stop it, or give another --out")
+                shutil.rmtree(where)
 
     def run(self, cell: Cell, machine: Mapping[str, Any]) -> dict[str, Any]:
         """Run a cell to its end, and write its result."""
@@ -146,7 +164,7 @@ class Store:
 
 
 def sweep(cells: Sequence[Cell], store: Store, *, replace: bool = False, say: Callable[[str], None] = print) -> None:
-    """Run every cell that is not finished, one after the other.
+    """Run every cell that is not finished and that no other process runs, one after the other.
 
     Raises:
       UserError: a cell was begun with another config, and `replace` is false.
@@ -158,12 +176,20 @@ def sweep(cells: Sequence[Cell], store: Store, *, replace: bool = False, say: Ca
     if len(todo) < len(cells):
         say(f"{len(cells) - len(todo)} of {len(cells)} cells are finished already")
     machine = environment() if todo else {}
+    elsewhere = []
     for number, cell in enumerate(todo):
-        left = f", ETA {duration(sum(spent) / len(spent) * (len(todo) - number))}" if spent else ""
-        say(f"cell {len(cells) - len(todo) + number + 1} of {len(cells)}{left}: {cell.name}")
-        result = store.run(cell, machine)
-        spent.append(result["seconds"])
+        with store.hold(cell) as held:
+            if not held:
+                elsewhere.append(cell)
+            if not held or store.result(cell):
+                continue
+            left = f", ETA {duration(sum(spent) / len(spent) * (len(todo) - number))}" if spent else ""
+            say(f"cell {len(cells) - len(todo) + number + 1} of {len(cells)}{left}: {cell.name}")
+            spent.append(store.run(cell, machine)["seconds"])
         jax.clear_caches()  # programs of other cells are of no use, and a table has hundreds
+    running = [cell.name for cell in elsewhere if store.result(cell) is None]
+    if running:
+        say(f"left to other processes, which finish the table: {', '.join(running)}")
 
 
 def write(path: Path, text: str) -> None:

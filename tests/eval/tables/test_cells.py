@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -68,6 +70,33 @@ def test_a_damaged_result_of_a_kill_is_impossible(tmp_path):
     store = Store(tmp_path)
     sweep([cell(2)], store, say=str)
     assert sorted(path.name for path in (store.cells / "square_2").iterdir()) == ["config.json", RESULT, "runs.txt"]
+
+
+def test_cells_that_another_process_runs_are_left_to_it(tmp_path):
+    """The lock is one of the system, so that a killed process leaves nothing behind."""
+    store, said = Store(tmp_path), []
+    hold = (
+        "import pathlib, sys; from eval.tables.cells import Store; from tests.eval.tables.jobs import cell\n"
+        "with Store(pathlib.Path(sys.argv[1])).hold(cell(2)) as held: print(held, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "True\n"
+        sweep([cell(2), cell(3)], store, say=said.append)
+        assert store.result(cell(2)) is None and store.result(cell(3)) is not None
+        assert said[-1] == "left to other processes, which finish the table: square_2"
+        other.kill()
+    sweep([cell(2), cell(3)], store, say=str)
+    assert store.result(cell(2)) is not None and runs(store, "square_3") == 1
+
+
+def test_a_cell_that_runs_is_not_replaced(tmp_path):
+    store = Store(tmp_path)
+    sweep([cell(2, name="a")], store, say=str)
+    with store.hold(cell(2, name="a")) as held, pytest.raises(UserError, match="by a process that still runs; stop it"):
+        assert held
+        sweep([cell(3, name="a")], store, replace=True, say=str)
+    assert store.result(cell(2, name="a")) is not None
 
 
 def test_divergence_is_a_result(tmp_path):
