@@ -65,10 +65,10 @@ SIZES = {
         depth=2,
         head_dim=8,
         listops=ListOps(seq_len=48, lengths=(12, 48), max_depth=4, max_args=5, heldout_examples=1024),
-        pathfinder=Pathfinder(contour_length=3, distractors=0, heldout_examples=512),
+        pathfinder=Pathfinder(contour_length=2, distractors=0, heldout_examples=512),
         budgets={
             "listops": Budget(1000, 32, (1e-2,), "muon"),
-            "pathfinder": Budget(200, 8, (1e-2,), "muon"),
+            "pathfinder": Budget(300, 16, (1e-2,), "muon"),
             "digits": Budget(400, 32, (1e-2,), "muon"),
         },
     ),
