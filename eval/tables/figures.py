@@ -15,10 +15,11 @@ def line(axes: Any, points: Sequence[tuple[float, Stat | None]], label: str, **s
         return
     heights, deviations = [stat.mean for _, stat in there], [stat.deviation for _, stat in there]
     bars = deviations if any(stat.count > 1 for _, stat in there) else None
-    axes.errorbar([x for x, _ in there], heights, yerr=bars, marker="o", capsize=3, label=label, **style)
+    style = {"marker": "o", "capsize": 3} | style
+    axes.errorbar([x for x, _ in there], heights, yerr=bars, label=label, **style)
 
 
-def legend(axes: Any) -> None:
+def legend(axes: Any, **place: Any) -> None:
     """A small legend, if there is anything to name."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small", **place)
