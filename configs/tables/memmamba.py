@@ -3,7 +3,7 @@
 `get_config` is one of them, MemMamba at laptop scale; ``python -m eval.tables.memmamba`` runs them all.
 
 Command: ``python train.py --config configs/tables/memmamba.py``.
-Duration: not measured. Expected score: not measured.
+Duration: 9 minutes on a busy core. Expected score: every passkey of one digit at 128 bytes, and at 1024.
 
 REPORTED of the paper, second hand: 24 layers, 50 notes of 64 numbers, trained at 8,000 tokens, more than 100 million
 parameters. Everything else is INFERRED or our choice: the layer (see `seqmodels.mixers.memmamba`), every size below the
