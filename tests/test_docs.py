@@ -69,3 +69,14 @@ def test_commands_exist_and_know_their_flags(line):
     elif dotted:
         field = dotted[0].split(".")[1].replace("-", "_")
         assert any(f"    {field}:" in file.read_text() for file in source.parent.glob("*.py")), f"{line}: {field}?"
+
+
+def test_the_readme_counts_the_claims_that_hold():
+    """Of every table with published results."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^\| \[`(\w+)`\].*\| (\d+ of \d+)", readme, re.M))
+    published = {}
+    for file in (ROOT / "eval/tables/results").glob("*/laptop/table.md"):
+        kinds = re.findall(r"^- \*\*(holds|fails|not measured)\*\*", file.read_text(encoding="utf-8"), re.M)
+        published[file.parts[-3]] = f"{kinds.count('holds')} of {len(kinds)}"
+    assert said == published
