@@ -53,8 +53,7 @@ class MemoryOrder(NamedTuple):
         if self.groups == 1:
             return contextlib.nullcontext()
         rules = rules_in_force()
-        names = _row_axes(self.layout.ids.shape[0] // self.groups)
-        over = tuple(axis for name in names for axis in rules.get(name, ()))
+        over = (*rules.get("expert", ()), *rules.get("batch", ()))
         return nn.logical_axis_rules([(name, over if name == "batch" else axes) for name, axes in rules.items()])
 
     def in_blocks(self, x: Array) -> tuple[Array, Array]:
@@ -154,10 +153,5 @@ def _constrain(x: Array) -> Array:
     """``[G,B,...]`` split by groups and, if they divide, rows; as it is when there is one group."""
     if x.shape[0] == 1:
         return x
-    group, *rows = _row_axes(x.shape[1])
-    return nn.with_logical_constraint(x, (group, *(rows or [None]), *[None] * (x.ndim - 2)))
-
-
-def _row_axes(batch: int) -> tuple[str, ...]:
-    """Logical axes that G groups of `batch` rows are split over."""
-    return ("expert",) if batch % mesh_size("batch") else ("expert", "batch")
+    rows = None if x.shape[1] % mesh_size("batch") else "batch"
+    return nn.with_logical_constraint(x, ("expert", rows, *[None] * (x.ndim - 2)))

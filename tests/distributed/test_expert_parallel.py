@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from seqmodels.collectives import Traffic, collectives, report
 from seqmodels.mixers import GatedDeltaNetConfig, MixtureOfMemoriesConfig
+from seqmodels.mixers.memory_order import order_by_memory
+from seqmodels.ops.partition import Dims, plan
 from seqmodels.sharding import MeshConfig, Partitioner, make_mesh
 from tests.mixers.memories import DIM, build
 from tests.shared import relative_error
@@ -65,6 +67,21 @@ def test_training_gathers_nothing():
     with partitioner.activate():
         jitted = jax.jit(jax.grad(loss), in_shardings=(place, *rows), out_shardings=place)
         assert set(collectives(jitted.lower(params, x, ids).compile())) == {"all-reduce"}
+
+
+def test_kernels_of_memories_are_split_by_groups_too():
+    """Four groups of rows over all eight devices."""
+    dims = Dims(("B T H K",), "B T H K")
+
+    def planned(rows):
+        return plan(dims, (jax.ShapeDtypeStruct((rows, 8, 2, 16), jnp.float32),))
+
+    with Partitioner(make_mesh(MeshConfig(data=2, expert=4))).activate():
+        order = order_by_memory(jnp.zeros((4, 8, 1), jnp.int32), jnp.ones((4, 8), bool), None, num_memories=8, groups=4)
+        with order.rows_as_batch():
+            assert planned(4 * 4).inputs[0][0] == ("expert", "data")
+            assert "B=12 does not divide by mesh axes {'expert': 4, 'data': 2}" in planned(4 * 3)
+        assert planned(4).inputs[0][0] == "data" and "expert" in planned(4).idle
 
 
 def test_the_report_counts_bytes():
