@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 
 from configs.tables._recipe import PAIRING, Budget, mqar, recall, small
+from seqmodels.errors import UserError
 from seqmodels.mixers import MixerConfig, discover
 from seqmodels.models import BlockConfig, LMConfig
 from seqmodels.train.experiment import Experiment
@@ -70,7 +71,17 @@ SIZES = {
 def mixers(scale: str) -> dict[str, list[MixerConfig]]:
     """Every mixer of the package with sizes of its state, by the name of its config without ``Config``."""
     size = SIZES[scale]
-    return {name.removesuffix("Config"): variants(kind.tiny(), size) for name, kind in discover().items()}
+    found = {name.removesuffix("Config"): variants(kind.tiny(), size) for name, kind in discover().items()}
+    return {name: [config for config in configs if fits(config, size.dim)] for name, configs in found.items()}
+
+
+def fits(config: MixerConfig, dim: int) -> bool:
+    """Whether models of this width can have the mixer: a state may not be larger than that allows."""
+    try:
+        config.make(dim, parent=None)
+    except UserError:
+        return False
+    return True
 
 
 def variants(config: MixerConfig, size: Size) -> list[MixerConfig]:

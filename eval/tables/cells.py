@@ -163,8 +163,13 @@ class Store:
         return result
 
 
-def sweep(cells: Sequence[Cell], store: Store, *, replace: bool = False, say: Callable[[str], None] = print) -> None:
+def sweep(
+    cells: Sequence[Cell], store: Store, *, replace: bool = False, say: Callable[[str], None] = print
+) -> list[str]:
     """Run every cell that is not finished and that no other process runs, one after the other.
+
+    Returns:
+      The cells that other processes still run.
 
     Raises:
       UserError: a cell was begun with another config, and `replace` is false.
@@ -187,9 +192,7 @@ def sweep(cells: Sequence[Cell], store: Store, *, replace: bool = False, say: Ca
             say(f"cell {len(cells) - len(todo) + number + 1} of {len(cells)}{left}: {cell.name}")
             spent.append(store.run(cell, machine)["seconds"])
         jax.clear_caches()  # programs of other cells are of no use, and a table has hundreds
-    running = [cell.name for cell in elsewhere if store.result(cell) is None]
-    if running:
-        say(f"left to other processes, which finish the table: {', '.join(running)}")
+    return [cell.name for cell in elsewhere if store.result(cell) is None]
 
 
 def write(path: Path, text: str) -> None:

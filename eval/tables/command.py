@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from eval.tables.cells import Cell, Interrupted, Store, sweep, write
-from eval.tables.claims import Claim, Verdict, broken, judge
+from eval.tables.claims import Claim, Verdict, broken, judge, listed
 from eval.tables.rows import Rows, from_csv, from_result, to_csv
 from eval.tables.training import Training
 from seqmodels import cli
@@ -46,8 +46,8 @@ class Table:
 def entry(table: Table) -> Callable[..., int]:
     """The entry point of ``python -m eval.tables.NAME``.
 
-    Exit codes: 0; 1 if a claim fails, or if cells that it needs are missing and ``--cells`` was not given; 2 after a
-    mistake of the user's; 130 after a signal.
+    Exit codes: 0, also while other processes run cells; 1 if a claim fails, or if cells that it needs are missing and
+    ``--cells`` was not given; 2 after a mistake of the user's; 130 after a signal.
     """
 
     @cli.command
@@ -71,10 +71,13 @@ def entry(table: Table) -> Callable[..., int]:
             return
         cli.use_platform(args.platform)
         try:
-            sweep(chosen, store, replace=args.replace, say=lambda line: print(line, flush=True))
+            running = sweep(chosen, store, replace=args.replace, say=lambda line: print(line, flush=True))
         except Interrupted as signal:
             print(f"stopped by {signal}; the same command goes on from here", flush=True)
             raise KeyboardInterrupt from None
+        if running:
+            print(f"left to other processes, which write the table: {', '.join(running)}", flush=True)
+            return
         rows = collect(store, cells)
         verdicts = publishable(table, args.scale, rows, cells, out)
         if args.publish:
@@ -194,10 +197,15 @@ def conclude(table: Table, scale: str, rows: Rows, cells: Sequence[Cell], partia
 
 
 def settle(verdicts: Sequence[Verdict], partial: bool) -> None:
-    """Exit with code 1 if a claim fails."""
-    bad = broken(verdicts, partial)
-    if bad:
-        print(f"{len(bad)} of {len(verdicts)} claims do not hold or were not measured", flush=True)
+    """Count the claims, and exit with code 1 if one fails."""
+    asserted = [verdict.status for verdict in verdicts if verdict.claim.asserted]
+    counts = {status: asserted.count(status) for status in ("holds", "fails", "not measured")}
+    print(
+        f"of {len(asserted)} asserted claims: {listed(counts.items())}; {len(verdicts) - len(asserted)} more are "
+        "only reported",
+        flush=True,
+    )
+    if broken(verdicts, partial):
         raise SystemExit(1)
 
 

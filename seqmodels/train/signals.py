@@ -11,10 +11,15 @@ import numpy as np
 
 
 class StopRequest:
-    """Inside this context the first SIGTERM or SIGINT is only noted; a second SIGINT interrupts as usual."""
+    """Inside this context the first SIGTERM or SIGINT is only noted; a second SIGINT interrupts as usual.
+
+    A signal that nobody has agreed to by the end of the context comes again then, with its usual effect.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.heeded = False
+        self._noted = 0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -28,15 +33,19 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        if self._noted and not self.heeded and error is None:
+            signal.raise_signal(self._noted)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted = number
         self.received = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def agreed(self, step: int, every: int) -> bool:
         """Whether to stop after `step`. Processes ask each other every so many steps, so that all stop at one."""
         if jax.process_count() == 1:
-            return self.received is not None
+            self.heeded = self.received is not None
+            return self.heeded
         if step % every:
             return False
         from jax.experimental import multihost_utils
@@ -44,4 +53,5 @@ class StopRequest:
         asked = bool(np.any(multihost_utils.process_allgather(np.int32(self.received is not None))))
         if asked and self.received is None:
             self.received = "a signal to another process"
+        self.heeded = asked
         return asked
