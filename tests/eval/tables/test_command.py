@@ -1,6 +1,9 @@
 """Command lines of tables: what they write, and how they exit."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -119,3 +122,12 @@ def test_bad_arguments(folder, capsys, arguments, message):
 def test_equal_names_are_a_mistake_of_the_table():
     with pytest.raises(ValueError, match="have one name"):
         entry(table((1, 1)))([])
+
+
+def test_all_tables_are_listed():
+    folder = Path(command.__file__).parent
+    listing = [sys.executable, "-m", "eval.tables"]
+    shown = subprocess.run(listing, capture_output=True, text=True, check=True, cwd=folder.parents[1]).stdout
+    names = {file.stem for file in folder.glob("*.py") if "\nTABLE = " in file.read_text(encoding="utf-8")}
+    assert {line.split()[2].removeprefix("eval.tables.") for line in shown.splitlines()} == names
+    assert len(names) >= 11
