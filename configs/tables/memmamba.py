@@ -87,7 +87,7 @@ SIZES = {
         heads=2,
         kv_heads=2,
         lengths=(84, 96, 128),
-        digits=1,  # with three, Mamba was at chance after 600 steps
+        digits=1,  # with three, Mamba had not left chance in a run by hand
         budget=Budget(800, 32, (5e-3,), "muon"),
     ),
     "gpu": Size(

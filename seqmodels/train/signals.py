@@ -19,7 +19,6 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: str | None = None
         self.heeded = False
-        self._noted = 0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -33,11 +32,10 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
-        if self._noted and not self.heeded and error is None:
-            signal.raise_signal(self._noted)
+        if self.received and not self.heeded and error is None:
+            signal.raise_signal(signal.Signals[self.received])
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted = number
         self.received = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

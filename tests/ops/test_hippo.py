@@ -1,5 +1,7 @@
 """HiPPO matrices against golden files, and what their states remember."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,12 +167,15 @@ def test_diagonal_discretisation_in_jax():
     np.testing.assert_allclose(slope, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-20, 1e-9, 1e-7, 1e-5, 2e-4])
-def test_small_eigenvalues_have_a_slope(size):
-    """Of ``(e^a - 1) / a``: one half, where the square of a has no place in float32, too."""
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-20, 1e-9, 1e-5, 2e-4, 5e-3, 0.07, 0.072, 1.0, 1e7])
+def test_eigenvalues_of_any_size_have_a_slope(size):
+    """Of ``(e^a - 1) / a``: one half at 0, where the square of a has no place in float32, too."""
     a = jnp.asarray(-size + 1j * size, jnp.complex64)
     slope = jax.grad(lambda a: jnp.real(hippo.discretize_diagonal(a, 1.0, 1.0)[1]))(a)
-    np.testing.assert_allclose(slope, 0.5, atol=1e-3)
+    z = complex(-size, size)
+    series = sum((k + 1) * z**k / math.factorial(k + 2) for k in range(25)) if size <= 1 else None
+    expected = (z * np.exp(z) - np.exp(z) + 1) / z**2 if series is None else series
+    np.testing.assert_allclose(slope, expected, rtol=1e-5)
 
 
 def test_irregular_steps_and_carried_state():

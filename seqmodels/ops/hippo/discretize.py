@@ -13,9 +13,9 @@ from seqmodels.axes import Array
 from seqmodels.errors import suggest
 
 METHODS = ("zoh", "bilinear", "forward", "backward", "generalized")
-SMALL = 1e-4
-"""Below this size of ``z = dt a`` four terms of ``(e^z - 1) / z`` are exact even in float64, and its quotient has no
-gradient in float32: terms cancel, and the square of a complex divisor underflows."""
+SMALL, TERMS = 0.1, 10
+"""Below this size of ``z = dt a`` so many terms of ``(e^z - 1) / z`` are exact even in float64, and the gradient of the
+quotient loses digits: its terms cancel, and in float32 the square of a complex divisor underflows."""
 _IMPLICIT = {"forward": 0.0, "bilinear": 0.5, "backward": 1.0}
 
 
@@ -87,9 +87,11 @@ def discretize_diagonal(
     z = dt * xp.asarray(a)
     if share is None:
         small = xp.abs(z) < SMALL
-        divisor = xp.where(small, 1.0, z)
-        series = 1.0 + z / 2 * (1.0 + z / 3 * (1.0 + z / 4))
-        growth = xp.where(small, series, xp.expm1(divisor) / divisor)
+        near, far = xp.where(small, z, 0.0), xp.where(small, 1.0, z)
+        series = xp.ones_like(near)
+        for n in range(TERMS, 1, -1):
+            series = 1 + near / n * series
+        growth = xp.where(small, series, xp.expm1(far) / far)
         return xp.exp(z), b * dt * growth
     denominator = 1 - share * z
     return (1 + (1 - share) * z) / denominator, b * dt / denominator
